@@ -1,0 +1,144 @@
+"""Every config dataclass of the core. YAML in `conf/` is composed by Hydra and checked against these (see `compose.py`).
+
+Field names are Megatron-Core's, vLLM's or the paper's wherever one exists. A field typed `Plugin` holds the settings of a plugin:
+its `name` chooses the plugin, the rest is checked against that plugin's own dataclass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Plugin = dict[str, Any]  # {"name": <plugin>, **settings}; after checking, `compose` replaces it by PluginChoice
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """A checked plugin group: which plugin, and its config dataclass instance (None when it takes no config)."""
+
+    name: str
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How one stage is spread over its ranks; names are Megatron's. Data parallelism is what remains of the world size."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None  # None: the same as tensor_model_parallel_size without experts, else 1
+    data_parallel_size: int = 1  # local runs: world size = tp * pp * cp * dp; under Slurm it must agree with nodes x ranks_per_node
+    sequence_parallel: bool | None = None  # None: on exactly when tensor_model_parallel_size > 1
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats of training. FP8 recipes need Transformer Engine."""
+
+    params_dtype: Literal["fp32", "bf16"] = "fp32"
+    fp8: Literal["e4m3", "hybrid"] | None = None
+    fp8_recipe: Literal["blockwise", "tensorwise", "mxfp8"] = "blockwise"
+    exp_avg_dtype: Literal["fp32", "bf16"] = "fp32"  # Adam moments; bf16 needs a fused precision-aware optimizer
+    transformer_engine: bool | None = None  # None: used where installed and a GPU is present
+    recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_modules: list[str] = field(default_factory=list)  # with "selective", Megatron's names
+    recompute_num_layers: int = 1  # with "full"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam or SGD through Megatron's (distributed) optimizer."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 3e-6
+    min_lr: float = 0.0
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    use_distributed_optimizer: bool = True
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When and how the state of a stage is saved."""
+
+    every: int = 100  # steps; the last step is always saved
+    keep_last: int = 2
+    async_save: bool = False
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where the ranks of a stage run."""
+
+    kind: Literal["local", "slurm"] = "local"
+    nodes: int = 1
+    ranks_per_node: int | None = None  # None: locally the layout's product
+    threads_per_rank: int | None = None  # None: cores / ranks, at least 1
+    master_port: int | None = None  # None: a free one is chosen
+    timeout_minutes: float = 10.0  # of collectives
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 32768
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One reward of the sum: which plugin, its settings, and how it counts."""
+
+    name: str
+    weight: float = 1.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """All reward terms and the pool that computes them."""
+
+    terms: dict[str, RewardTerm] = field(default_factory=dict)
+    workers: int = 1  # processes per data-parallel replica
+    timeout_s: float = 10.0  # deadline of one call
+    memory_mb: int = 4096  # address-space limit of a worker; 0: none
+    batch_size: int = 32  # samples per call
+    retries: int = 1
+    on_failure: Literal["mask", "stop"] = "mask"
+    max_failure_rate: float = 0.25  # of a step's samples; above it the run stops, whatever `on_failure`
+
+
+@dataclass(frozen=True)
+class MismatchConfig:
+    """The guard on the distance between the generator's and the trainer's log-probs."""
+
+    action: Literal["off", "warn", "stop"] = "warn"
+    max_mean_abs: float = 0.02  # nats per token
+
+
+@dataclass(frozen=True)
+class StageCommon:
+    """What every training-like stage has. A stage plugin's dataclass inherits from this."""
+
+    seed: int = 0
+    model: Plugin = field(default_factory=dict)
+    tokenizer: Plugin = field(default_factory=dict)
+    task: Plugin = field(default_factory=dict)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+# Fields that do not change a stage's results (within numerical noise): left out of its fingerprint.
+NOT_SEMANTIC = ("parallel", "cluster", "checkpoint", "reward.workers", "reward.timeout_s", "reward.memory_mb", "reward.batch_size", "logging")

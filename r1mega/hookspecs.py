@@ -1,0 +1,203 @@
+"""THE plugin contract: the hooks an r1mega plugin implements, and the Protocols of what it registers.
+
+Hooks only register; nothing here runs on the hot path. A plugin is a module (or object) whose functions carry `@r1mega.hookimpl`, found through
+the entry-point group `r1mega`:
+
+    # my_rewards.py
+    import r1mega
+    from r1mega.types import RewardSample, Score
+
+    class Short:
+        '''1 for an answer under 20 characters.'''
+        version = "1"
+        def score(self, samples: list[RewardSample]) -> list[Score]:
+            return [Score(float(len(s.completion) < 20)) for s in samples]
+
+    @r1mega.hookimpl
+    def register_rewards(register):
+        register("short", Short)
+
+`register(name, factory, config=None)` takes a factory that is called with the plugin's config dataclass instance if `config` (a dataclass type) is
+given, else with nothing, and with the keyword arguments each hook names. `version` and the documentation line are read from the factory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import pluggy
+
+from r1mega.types import Completion, GenerationRequest, Prompt, RewardSample, Score, ScoredGroup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from r1mega.recipe.context import StageContext
+    from r1mega.types import MicroBatch
+
+hookspec = pluggy.HookspecMarker("r1mega")
+hookimpl = pluggy.HookimplMarker("r1mega")
+
+
+class Register(Protocol):
+    """The one argument of every `register_*` hook."""
+
+    def __call__(self, name: str, factory: Callable[..., Any], *, config: type | None = None) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------------------------- what plugins provide
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A node of the graph. `run` is executed by every rank of the stage's process group and returns on all of them.
+
+    `inputs` and `outputs` map a name to an artifact type name ("Checkpoint", "PromptSet", "SampleSet", "RewardModel", "Report"); an input type that
+    ends with "?" may be left unconnected. `version` goes into the fingerprint: raise it when the stage's results change.
+
+    Example: `plugins/stages/evaluate.py`.
+    """
+
+    version: ClassVar[str]
+    inputs: ClassVar[Mapping[str, str]]
+    outputs: ClassVar[Mapping[str, str]]
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Do the work, write the outputs under `context.output(name)`, return the stage's headline metrics."""
+        ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores completions. Runs in a worker process without torch, one call at a time per worker, under a deadline.
+
+    A wrong or malformed answer scores 0; an answer the reward cannot judge at all raises. Returns one `Score` per sample, in order.
+
+    Example: `plugins/rewards/format.py`.
+    """
+
+    version: ClassVar[str]
+
+    def score(self, samples: Sequence[RewardSample]) -> Sequence[Score]: ...
+
+
+class Generator(Protocol):
+    """Makes completions with the current policy. Built by `factory(config, policy=..., tokenizer=...)` on every rank.
+
+    `generate` is a collective: every rank of the job calls it, each with its own replica's requests (ranks of one model-parallel group pass the
+    same ones), and it returns when every rank is done. `on_finish` is called on each rank, the moment a completion is whole. The order of calls
+    is not defined; the content of each completion is (it depends on the request and the weights alone).
+
+    Example: `plugins/rollouts/megatron.py`.
+    """
+
+    def generate(self, requests: Sequence[GenerationRequest], on_finish: Callable[[Completion], None]) -> None: ...
+
+
+class Algorithm(Protocol):
+    """Turns rewards into advantages and log-probs into a loss. Pure: no Megatron, no I/O. Example: `plugins/algorithms/grpo.py`."""
+
+    version: ClassVar[str]
+    needs_reference: bool  # whether `loss` reads `batch.ref_logprobs`
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> Sequence[np.ndarray]:
+        """For each group a float32 array [G]; NaN marks a sample that gives no gradient (masked, zero-variance or one-member group)."""
+        ...
+
+    def weights(self, completion_lengths: Sequence[int]) -> Sequence[float]:
+        """The loss weight of each token of a completion, one per contributing sequence of the step (aggregation)."""
+        ...
+
+    def denominator(self, completion_lengths: Sequence[int]) -> float:
+        """What the step's summed, weighted loss is divided by; additive over data-parallel replicas."""
+        ...
+
+    def loss(self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The weighted loss *sum* over the micro-batch, and sums of metrics (weighted by `batch.weights > 0` tokens)."""
+        ...
+
+
+class Task(Protocol):
+    """A source of problems with a train/test split by problem identity. Example: `plugins/tasks/arithmetic.py`."""
+
+    version: ClassVar[str]
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """All problems of the split "train" or "test", in a fixed order. No problem id is in both."""
+        ...
+
+
+class CorpusTask(Task, Protocol):
+    """A task that can also write pre-training documents, about training problems only."""
+
+    def documents(self, count: int, seed: int) -> Iterator[str]: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Example: `plugins/tokenizers/sentencepiece.py`."""
+
+    vocab_size: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- the hooks
+
+
+@hookspec
+def register_stages(register: Register) -> None:
+    """Add stage kinds: `factory(config)` is a `Stage`; `config` is the dataclass the stage's YAML is checked against."""
+
+
+@hookspec
+def register_rewards(register: Register) -> None:
+    """Add rewards: `factory(config)` is a `Reward`. Called once in every worker process."""
+
+
+@hookspec
+def register_rollouts(register: Register) -> None:
+    """Add generators: `factory(config, policy=..., tokenizer=...)` is a `Generator`."""
+
+
+@hookspec
+def register_algorithms(register: Register) -> None:
+    """Add RL algorithms: `factory(config)` is an `Algorithm`."""
+
+
+@hookspec
+def register_models(register: Register) -> None:
+    """Add model families: `factory(config)` is a `policy.architecture.Architecture` (Megatron's terms)."""
+
+
+@hookspec
+def register_tasks(register: Register) -> None:
+    """Add tasks: `factory(config, seed=...)` is a `Task`."""
+
+
+@hookspec
+def register_tokenizers(register: Register) -> None:
+    """Add tokenizers: `factory(config, folder=...)` loads one; a factory with a `train(config, documents, folder)` attribute can be trained."""
+
+
+@hookspec
+def step_end(run_dir: Path, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Called on rank 0 after every step with its global metrics. Must return quickly."""
+
+
+@hookspec
+def stage_end(run_dir: Path, stage: str, metrics: Mapping[str, Any]) -> None:
+    """Called on rank 0 when a stage is complete, with its headline metrics."""
+
+
+@hookspec
+def config_search_path() -> str | None:  # type: ignore[empty-body]
+    """A Hydra search path of the plugin's own config groups, such as `pkg://my_rewards.conf`; extends the built-in `conf/`."""

@@ -1,0 +1,1 @@
+"""The stage graph: artifacts, fingerprints, resume, and running stages as process groups."""
