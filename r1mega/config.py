@@ -128,6 +128,13 @@ class MismatchConfig:
 
 
 @dataclass(frozen=True)
+class TemplateConfig:
+    """How a question becomes the text the model continues; `{question}` is replaced."""
+
+    prompt: str = "{question}"
+
+
+@dataclass(frozen=True)
 class StageCommon:
     """What every training-like stage has. A stage plugin's dataclass inherits from this."""
 
@@ -135,6 +142,7 @@ class StageCommon:
     model: Plugin = field(default_factory=dict)
     tokenizer: Plugin = field(default_factory=dict)
     task: Plugin = field(default_factory=dict)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

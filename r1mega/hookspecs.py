@@ -134,7 +134,9 @@ class Task(Protocol):
 class CorpusTask(Task, Protocol):
     """A task that can also write pre-training documents, about training problems only."""
 
-    def documents(self, count: int, seed: int) -> Iterator[str]: ...
+    def documents(self, count: int, seed: int) -> Iterator[tuple[str | None, str]]:
+        """`count` documents: (question, response), to be rendered through the template, or (None, plain text)."""
+        ...
 
 
 class Tokenizer(Protocol):
