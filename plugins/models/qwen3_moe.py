@@ -1,0 +1,41 @@
+"""Qwen3-MoE: grouped-query attention with query/key norms, softmax-routed experts in every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from r1mega import hookimpl
+from r1mega.hookspecs import Register
+from r1mega.policy.architecture import Architecture, MoE, Rope
+
+
+@dataclass(frozen=True)
+class Qwen3MoEConfig:
+    """Defaults are Qwen3-30B-A3B's published config.json."""
+
+    num_layers: int = 48
+    hidden_size: int = 2048
+    ffn_hidden_size: int = 6144
+    num_attention_heads: int = 32
+    num_query_groups: int = 4
+    kv_channels: int = 128
+    max_position_embeddings: int = 40960
+    num_moe_experts: int = 128
+    moe_ffn_hidden_size: int = 768
+    moe_router_topk: int = 8
+    rotary_base: float = 1e6
+
+
+def qwen3_moe(config: Qwen3MoEConfig) -> Architecture:
+    """Qwen3-MoE: GQA with query/key norms and softmax-routed experts."""
+    return Architecture(
+        num_layers=config.num_layers, hidden_size=config.hidden_size, ffn_hidden_size=config.ffn_hidden_size,
+        num_attention_heads=config.num_attention_heads, num_query_groups=config.num_query_groups, kv_channels=config.kv_channels,
+        max_position_embeddings=config.max_position_embeddings, qk_layernorm=True, rope=Rope(rotary_base=config.rotary_base),
+        moe=MoE(num_moe_experts=config.num_moe_experts, moe_ffn_hidden_size=config.moe_ffn_hidden_size, moe_router_topk=config.moe_router_topk,
+                moe_router_score_function="softmax", moe_router_enable_expert_bias=False, first_dense_layers=0))
+
+
+@hookimpl
+def register_models(register: Register) -> None:
+    register("qwen3_moe", qwen3_moe, config=Qwen3MoEConfig)
