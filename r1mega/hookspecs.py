@@ -191,12 +191,20 @@ def register_tokenizers(register: Register) -> None:
 
 
 @hookspec
-def step_end(run_dir: Path, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Called on rank 0 after every step with its global metrics. Must return quickly."""
+def stage_start(run_dir: Path, stage: str, stage_dir: Path, step: int) -> None:
+    """Called on rank 0 before a stage's first step. `step` is the last finished one: 0 for a fresh start, more after a resume.
+
+    `stage_dir` is `RUN_DIR/stages/<name>/<fingerprint>/`, here and below. A missing package or an impossible setting is raised here.
+    """
 
 
 @hookspec
-def stage_end(run_dir: Path, stage: str, metrics: Mapping[str, Any]) -> None:
+def step_end(run_dir: Path, stage: str, stage_dir: Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Called on rank 0 after every step (counted from 1) with its global metrics. Must return quickly."""
+
+
+@hookspec
+def stage_end(run_dir: Path, stage: str, stage_dir: Path, metrics: Mapping[str, Any]) -> None:
     """Called on rank 0 when a stage is complete, with its headline metrics."""
 
 
