@@ -2,10 +2,10 @@
 
     python launch/bench/packing.py [--json] [--sequences 8192 512] [--replicas 1 2 4 ...] [--bin-size 32768] [--seeds 3]
 
-Lengths are log-normal (median 2,000 tokens, sigma 1), capped at the bin size; the 16 samples of a prompt start on
-one replica. The reference is the pigeonhole bound: `ceil(total tokens / bin size)` bins, which no packer can beat and which knows neither replicas
-nor equal counts. `ratio` is our fill over the fill of that bound, the worst of all rows with the first count of `--sequences`. `of reachable`
-compares with the bound rounded up to equal counts over the replicas.
+Lengths are log-normal (median 2,000 tokens, sigma 1), capped at the bin size; the 16 samples of a prompt start on one replica. The reference is
+the pigeonhole bound: `ceil(total tokens / bin size)` bins, which no packer can beat and which knows neither replicas nor equal counts. `ratio`
+is our fill over the fill of that bound, the worst of all rows with the first count of `--sequences`. `of reachable` compares with the bound
+rounded up to equal counts over the replicas.
 """
 
 from __future__ import annotations

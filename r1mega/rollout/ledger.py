@@ -1,0 +1,124 @@
+"""The durable bank of finished rollouts: what is committed is never generated again, whatever dies.
+
+A step's rollouts are cut into units fixed by (seed, step). A unit with its rewards is one file, `replica_<r>/step_<s>/unit_<u>.bank`, that is
+there whole or not at all: written under a temporary name, flushed to the disk, renamed, and the folder flushed too.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from r1mega.errors import R1MegaError, UserError
+from r1mega.rollout.codec import CorruptUnitError, UnitPayload, decode, encode
+from r1mega.types import ScoredGroup
+
+log = logging.getLogger(__name__)
+
+_UNIT = re.compile(r"unit_(\d+)\.bank")
+_STEP = re.compile(r"step_(\d+)")
+
+
+class Ledger:
+    """One data-parallel replica's shard. Exactly one rank of the replica commits; any rank may load.
+
+    `before_rename` is called just before a unit gets its name (`StageContext.check_epoch`): if it raises, nothing is committed.
+    """
+
+    def __init__(self, folder: Path, replica: int, before_rename: Callable[[], None] = lambda: None) -> None:
+        self.folder = Path(folder) / f"replica_{replica:05d}"
+        self._before_rename = before_rename
+
+    def commit(self, step: int, unit: int, payload: Sequence[ScoredGroup]) -> None:
+        """Bank a unit; on return it survives a power cut. A unit committed before is replaced.
+
+        Raises `R1MegaError` when the disk is full or fails, `UserError` when the folder cannot be written; no partial file stays.
+        """
+        path = self._path(step, unit)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        data = encode(payload)
+        try:
+            _make_folder(path.parent, self.folder.parent)
+            try:
+                _write_durably(temporary, data)
+                self._before_rename()
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise _explain(error, path, len(data)) from error
+
+    def load(self, step: int, unit: int) -> UnitPayload | None:
+        """The unit as it was committed; None if it never was, or, with a warning in the log, if its file is damaged."""
+        path = self._path(step, unit)
+        try:
+            return decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except CorruptUnitError as error:
+            log.warning("%s: damaged: %s; unit %d of step %d will be generated again", path, error, unit, step)
+            return None
+
+    def units(self, step: int) -> list[int]:
+        """The units of `step` that have a file, ascending. One of them may still turn out damaged when loaded."""
+        return sorted(int(match[1]) for name in _names(self._path(step, 0).parent) if (match := _UNIT.fullmatch(name)))
+
+    def forget_before(self, step: int) -> None:
+        """Remove all units of earlier steps, and files that a killed process left half written."""
+        for name in _names(self.folder):
+            match = _STEP.fullmatch(name)
+            if match and int(match[1]) < step:
+                shutil.rmtree(self.folder / name)
+            elif match:
+                for leftover in (self.folder / name).glob(".unit_*.tmp"):
+                    if not leftover.name.endswith(f".{os.getpid()}.tmp"):
+                        leftover.unlink(missing_ok=True)
+
+    def _path(self, step: int, unit: int) -> Path:
+        return self.folder / f"step_{step:08d}" / f"unit_{unit:06d}.bank"
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _make_folder(folder: Path, root: Path) -> None:
+    """Create `folder` below `root`, each new level made durable in the one above."""
+    if folder.is_dir():
+        return
+    if folder != root:
+        _make_folder(folder.parent, root)
+    folder.mkdir(parents=True, exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, path: Path, size: int) -> R1MegaError:
+    what = f"cannot bank rollouts in {path} ({size} bytes): {error.strerror}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"{what}. Make the run folder writable or choose another output_dir")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return R1MegaError(f"{what}. Free space there and run the same command again: committed units are kept and not generated again")
+    return R1MegaError(f"{what}. Run the same command again once the disk works: committed units are kept")
