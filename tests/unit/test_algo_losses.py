@@ -128,6 +128,12 @@ def test_extreme_ratios_stay_finite_where_a_bound_holds() -> None:
     assert gradient.tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
+def test_entropy_bonus_lowers_the_loss_by_its_weighted_sum() -> None:
+    samples = random_samples(LENGTHS)
+    bonus = 0.05 * sum(weight * sample.entropy.sum() for weight, sample in zip(WEIGHTS, samples, strict=True))
+    torch.testing.assert_close(loss_of(samples, WEIGHTS, **CLIP_02, entropy_coefficient=0.05), loss_of(samples, WEIGHTS, **CLIP_02) - bonus)
+
+
 def test_missing_fields_are_named() -> None:
     logprobs, _, batch = pack(random_samples(LENGTHS), WEIGHTS, ref=False)
     with pytest.raises(ValueError, match="ref_logprobs"):
