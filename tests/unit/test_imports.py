@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,11 +47,16 @@ def imports(source: str, *, run_time_only: bool = False) -> Iterator[tuple[str, 
     yield from visit(ast.parse(source))
 
 
+@functools.cache
+def imports_of(path: str) -> list[tuple[str, int]]:
+    return list(imports((ROOT / path).read_text()))
+
+
 def violations(library: str, allowed: tuple[str, ...] = (), among: tuple[str, ...] = ("",)) -> list[str]:
     found = []
     for path in sources():
         if path.startswith(among) and not (allowed and path.startswith(allowed)):
-            found += [f"{path}:{line} imports {name}" for name, line in imports((ROOT / path).read_text()) if name == library]
+            found += [f"{path}:{line} imports {name}" for name, line in imports_of(path) if name == library]
     return found
 
 

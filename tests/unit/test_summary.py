@@ -47,7 +47,8 @@ def test_the_last_steps_best_and_worst_samples_are_shown(tmp_path: Path) -> None
     assert "reference answer 4" in text
 
 
-@pytest.mark.parametrize("zero", [{}, {"state": "running", "metrics": None}, {"metrics": {"pass_at_1": None}}, {"metrics": {"pass_at_1": float("nan")}}])
+@pytest.mark.parametrize("zero", [{}, {"state": "running", "metrics": None}, {"metrics": {"pass_at_1": None}},
+                                  {"metrics": {"pass_at_1": float("nan")}}])
 def test_missing_metrics_leave_gaps(tmp_path: Path, zero: dict[str, Any]) -> None:
     assert "r1_zero_tiny, seed 3" in shown(run_folder(tmp_path, {"zero": zero}))
 
@@ -62,6 +63,6 @@ def test_no_run_is_one_line_and_exit_code_2(tmp_path: Path, content: str | None,
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.5, "0.500"), (1, "1.000"), (0, "0.000"), (37, "37"), (123.4, "123"), (None, "-"), ("x", "x")])
+@pytest.mark.parametrize(("value", "expected"), [(0.5, "0.500"), (1, "1.000"), (0, "0.000"), (37, "37"), (123.4, "123"), (None, "-")])
 def test_numbers_are_short(value: object, expected: str) -> None:
     assert summary.number(value) == expected
