@@ -1,0 +1,128 @@
+"""A Hugging Face tokenizer: the `tokenizer.json` that comes with a released model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega import hookimpl
+from r1mega.errors import ConfigError, DataError, UserError
+from r1mega.hookspecs import Register
+
+from ._files import write_atomically
+
+FILE = "tokenizer.json"
+# Where releases state the end-of-sequence token: its text in the first two, its id in the others. The first that states one decides.
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig:
+    """Where the tokenizer is, unless the stage is handed one."""
+
+    path: str = ""  # folder with tokenizer.json; used where the stage's tokenizer folder has none
+    eos_token: str = ""  # text of the end-of-sequence token; empty: as the files beside tokenizer.json say
+
+    def __post_init__(self) -> None:
+        if self.path and not Path(self.path).expanduser().is_dir():
+            raise ConfigError(f"tokenizer.path: '{self.path}' is not a folder (looked in {Path.cwd()}); it must hold {FILE}")
+
+
+class HuggingFace:
+    """The tokenizer.json of a Hugging Face model folder.
+
+    Nothing is added to a text, and nothing but the end-of-sequence token is left out of a decoded one. Whether `decode(encode(text)) == text`
+    is up to the tokenizer's own normaliser and decoder (byte-level ones, as in DeepSeek, Qwen and Llama 3, keep every text).
+    """
+
+    version = "1"
+
+    def __init__(self, config: HuggingFaceConfig, *, folder: Path) -> None:
+        """Load from `folder`, or from `config.path` where `folder` has no tokenizer.json.
+
+        Raises `UserError` without the tokenizers library, `DataError` for a missing or damaged file or an unknown end-of-sequence token.
+        """
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise UserError("tokenizer 'huggingface' needs the tokenizers library, which is not installed: pip install 'r1mega[hf]'") from error
+        self.config = config
+        self.folder = _find(config, folder)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / FILE))
+        except Exception as error:  # the library raises bare Exception for every damage
+            raise DataError(f"{self.folder / FILE}: not a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
+        self.eos_id: int = self._eos_id()
+
+    def _eos_id(self) -> int:
+        if self.config.eos_token:
+            return self._id_of(self.config.eos_token, "tokenizer.eos_token")
+        for name, stated in _stated_eos(self.folder):
+            if isinstance(stated, str):
+                return self._id_of(stated, str(self.folder / name))
+            if not 0 <= stated < self.vocab_size:
+                raise DataError(f"{self.folder / name}: eos_token_id {stated} is outside the vocabulary of {self.vocab_size}")
+            return stated
+        raise DataError(f"{self.folder}: no end-of-sequence token in {', '.join(COMPANIONS)}; name it with tokenizer.eos_token")
+
+    def _id_of(self, token: str, source: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise DataError(f"{source}: the end-of-sequence token '{token}' is not in the vocabulary of {self.folder / FILE}")
+        return int(found)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without the beginning or end marks a post-processor would add."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text, other special tokens included (`<think>` is one in some models). A cut inside a character gives U+FFFD at the cut."""
+        return str(self._tokenizer.decode([int(token) for token in tokens if token != self.eos_id], skip_special_tokens=False))
+
+    def save(self, folder: Path) -> None:
+        """Copy tokenizer.json and the files that state its end-of-sequence token, each atomically, as they are."""
+        for name in (*COMPANIONS, FILE):  # tokenizer.json last: a folder that has it is complete
+            source = self.folder / name
+            if source.is_file() and source.resolve() != (folder / name).resolve():
+                write_atomically(folder / name, source.read_bytes())
+
+
+def _find(config: HuggingFaceConfig, folder: Path) -> Path:
+    places = [folder, *([Path(config.path).expanduser()] if config.path else [])]
+    for place in places:
+        if (place / FILE).is_file():
+            return place
+    hint = "" if config.path else "; set tokenizer.path to a Hugging Face model folder"
+    raise DataError(f"no {FILE} in {' or '.join(map(str, places))}{hint}. A folder with only tokenizer.model goes with tokenizer=sentencepiece")
+
+
+def _stated_eos(folder: Path) -> Iterator[tuple[str, str | int]]:
+    """(file, token or id) of every companion file that states an end-of-sequence token; of several ids the first."""
+    for name in COMPANIONS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            content: Any = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{file}: not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{file}: expected a JSON object, got {type(content).__name__}")
+        for stated in (content.get("eos_token"), content.get("eos_token_id")):
+            if isinstance(stated, dict):
+                stated = stated.get("content")
+            if isinstance(stated, list) and stated:
+                stated = stated[0]
+            if isinstance(stated, str | int) and not isinstance(stated, bool):
+                yield name, stated
+
+
+@hookimpl
+def register_tokenizers(register: Register) -> None:
+    register("huggingface", HuggingFace, config=HuggingFaceConfig)
