@@ -1,0 +1,123 @@
+"""The command line: one thin function per command. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from r1mega import __version__
+from r1mega.errors import R1MegaError, UserError, nearest
+
+TRACEBACK = "R1MEGA_TRACEBACK"  # set to 1 to see where an error came from
+
+
+def _parser(command: str, function: Callable[[Sequence[str]], int]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"r1mega {command}", description=function.__doc__, allow_abbrev=False)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run or resume a recipe: recipe=NAME and any Hydra overrides (key=value, group=choice, stages.STAGE.key=value)."""
+    parser = _parser("run", run)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, seed=N, output_dir=FOLDER, and settings of the stages")
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    parser.add_argument("--from", dest="from_", metavar="STAGE", help="run this stage and all that depends on it")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--cfg", action="store_true", help="print the resolved settings of every stage with where each came from")
+    options = parser.parse_intermixed_args(argv)
+    from r1mega import compose, plugins
+
+    host = plugins.load()
+    recipe = compose.compose_recipe(options.overrides, host)
+    for name in (options.only, options.from_):
+        if name is not None and name not in recipe.nodes:
+            raise UserError(f"recipe '{recipe.name}' has no stage '{name}'.{nearest(name, recipe.nodes)} Stages: {', '.join(recipe.nodes)}")
+    if options.cfg:
+        from r1mega.compose_show import show
+
+        print(show(recipe), end="")
+        return 0
+    from r1mega.recipe import runner
+
+    return runner.run(recipe, host, only=options.only, from_=options.from_, dry_run=options.dry_run)
+
+
+def status(argv: Sequence[str]) -> int:
+    """Show the stages of a run: done, running, stale (and why), pending."""
+    parser = _parser("status", status)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    from r1mega.recipe import status as view
+
+    return view.show(options.run_dir, options.json)
+
+
+def plugins(argv: Sequence[str]) -> int:
+    """List every registered plugin: kind, name, owner, version and what it is."""
+    parser = _parser("plugins", plugins)
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    options = parser.parse_args(argv)
+    from r1mega import plugins as host
+
+    rows = [{"kind": plugin.kind, "name": plugin.name, "owner": plugin.owner, "version": plugin.version, "doc": plugin.doc}
+            for plugin in host.load().registry]
+    if options.json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return 0
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("kind", "name", "owner", "version", "what it is", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(Text(text) for text in row.values()))
+    Console().print(table)
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check this machine: versions, devices, the features they switch on, and combinations known to be bad."""
+    parser = _parser("doctor", doctor)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    from r1mega import doctor as checks
+
+    return checks.main(options.json)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "plugins": plugins, "doctor": doctor}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(function.__doc__ or '').strip().splitlines()[0]}" for name, function in COMMANDS.items()]
+    return "\n".join(["usage: r1mega COMMAND ...   (r1mega COMMAND --help for one command)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"r1mega {__version__}")
+        return 0
+    try:
+        command = COMMANDS.get(arguments[0])
+        if command is None:
+            raise UserError(f"there is no command '{arguments[0]}'.{nearest(arguments[0], COMMANDS)} Commands: {', '.join(COMMANDS)}")
+        return command(arguments[1:])
+    except R1MegaError as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        print(f"r1mega: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("r1mega: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,90 @@
+"""The command line in its own process: exit codes, one-line errors, and how little it imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1mega import cli, plugins
+
+
+def r1mega(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "r1mega", *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+
+
+def test_help_lists_every_command_and_imports_little() -> None:
+    script = ("import sys\nfrom r1mega.cli import main\ncode = main(['--help'])\n"
+              "heavy = [name for name in ('torch', 'hydra', 'rich', 'megatron') if name in sys.modules]\nassert code == 0 and not heavy, heavy")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in cli.COMMANDS:
+        assert f"  {command}" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["rnu"], ["there is no command 'rnu'", "Did you mean 'run'?"]),
+    (["run"], ["Give recipe=<name>"]),
+    (["run", "recipe=no_such_recipe"], ["there is no recipe 'no_such_recipe'"]),
+    (["run", "recipe"], ["override 'recipe': expected key=value"]),
+])
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("r1mega: ")
+    for word in words:
+        assert word in error
+
+
+def test_the_stack_trace_is_there_for_who_asks() -> None:
+    quiet, loud = r1mega("run"), r1mega("run", R1MEGA_TRACEBACK="1")
+    assert quiet.returncode == 2
+    assert "Traceback" not in quiet.stderr
+    assert "Traceback" in loud.stderr
+    assert "ConfigError" in loud.stderr
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"r1mega {command}" in capsys.readouterr().out
+
+
+def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: r1mega COMMAND" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("r1mega 0.")
+
+
+def test_plugins_lists_all_of_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["kind"], row["name"]) for row in rows} == {(plugin.kind, plugin.name) for plugin in plugins.load().registry}
+    assert all(set(row) == {"kind", "name", "owner", "version", "doc"} for row in rows)
+    assert cli.main(["plugins"]) == 0
+    table = capsys.readouterr().out
+    assert all(row["name"] in table for row in rows)
+
+
+def test_a_plugin_that_raises_at_import_stops_the_command(tmp_path: Path) -> None:
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('out of coffee')\n")
+    info = tmp_path / "broken_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[r1mega]\nbroken = broken_plugin\n")
+    done = r1mega("plugins", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "broken (broken-plugin 1.0)" in done.stderr
+    assert "out of coffee" in done.stderr
