@@ -46,4 +46,5 @@ class StageContext:
         outlived its attempt cannot overwrite a newer one's work."""
         current = int((self.dir / "epoch").read_text())
         if current != self.epoch:
-            raise StageFailed(f"stage '{self.name}': attempt {self.epoch} of rank {self.rank} has been superseded by attempt {current}; it writes nothing more")
+            raise StageFailed(f"stage '{self.name}': attempt {self.epoch} of rank {self.rank} has been superseded by attempt {current}; "
+                              "it writes nothing more")

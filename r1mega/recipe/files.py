@@ -1,0 +1,83 @@
+"""Files that are whole or absent: atomic writes and symlinks, and content digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from r1mega.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: written under a temporary name, flushed to disk, renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of `value` as JSON. Numpy scalars become numbers, NaN and infinities null (JSON has no word for them)."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises `UserError` naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); it is written by r1mega: remove it and run again") from error
+
+
+def plain(value: Any) -> Any:
+    """`value` as data that JSON and YAML can hold: mappings, lists, strings, finite numbers, booleans and None."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict) or hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # a numpy scalar or array
+        return plain(value.tolist())
+    return str(value)
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symlink to `target` (relative to it) in one step, whatever it was before."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(path: Path) -> dict[str, str]:
+    """The digest of every file below a folder by its relative path, sorted; of a file itself under its name."""
+    if path.is_file():
+        return {path.name: file_digest(path)}
+    found = sorted(item for item in path.rglob("*") if item.is_file())
+    return {item.relative_to(path).as_posix(): file_digest(item) for item in found}
+
+
+def combined(parts: dict[str, str]) -> str:
+    """One digest for several named ones."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

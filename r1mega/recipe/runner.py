@@ -1,0 +1,265 @@
+"""Run a recipe: every stage that is not done, in order, each as its own process group; stop at the first failure, resume on the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from r1mega.config import ClusterConfig, PluginChoice
+from r1mega.errors import ConfigError, StageFailed, UserError, nearest
+from r1mega.plugins import Host
+from r1mega.recipe import artifacts, files, fingerprint, launcher, lock
+from r1mega.recipe.artifacts import Manifest, RunFolder
+from r1mega.recipe.assess import NodeState, Verdict, assess, headline, judge
+from r1mega.recipe.graph import Graph, build
+from r1mega.recipe.nodes import Node, Recipe
+
+_STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.ENOTDIR: "a file stands where a folder is needed",
+            errno.EEXIST: "a file stands where a folder is needed", errno.ENOENT: "no such folder"}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM reached the driver."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | None = None, dry_run: bool = False) -> int:
+    """Run or resume `recipe` in its output folder.
+
+    `only` runs that stage alone, `from_` that stage and all that depend on it; both leave done stages as they are and need the earlier ones
+    done. Returns 0, or 130/143 after SIGINT/SIGTERM. Raises `UserError` (a graph, layout, file or folder that cannot be, another run in the
+    folder, a mistake found by a stage) and `StageFailed`.
+    """
+    graph = build(recipe, host)
+    sizes = {name: world_size(node, host) for name, node in recipe.nodes.items()}
+    chosen = _chosen(graph, only, from_)
+    for node in graph.nodes.values():
+        fingerprint.check_files(node)
+    folder = RunFolder(recipe.output_dir.absolute())
+    if dry_run:
+        print("\n".join(plan(assess(graph, folder), chosen, sizes)))
+        return 0
+    try:
+        (folder.root / "stages").mkdir(parents=True, exist_ok=True)
+        with lock.hold(folder.lock), _signals():
+            _Run(recipe, graph, folder, sizes).execute(chosen)
+    except Interrupted as error:
+        print(f"r1mega: {error}; the same command resumes", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        raise UserError(f"output_dir={folder.root}: {_STORAGE[error.errno]} ({error.filename or error}); make room or choose another folder, "
+                        "then run again: finished work is kept") from error
+    return 0
+
+
+def world_size(node: Node, host: Host) -> int:
+    """How many ranks a node's layout takes; checked against its model where it has one. Raises `ConfigError`."""
+    from r1mega.policy import layout
+
+    parallel, model = getattr(node.config, "parallel", None), getattr(node.config, "model", None)
+    if parallel is None:
+        return 1
+    if isinstance(model, PluginChoice):
+        architecture = host.registry.get("models", model.name).factory(model.config)
+        return layout.check_layout(architecture, parallel, node.config.precision, node.config.cluster)
+    count = layout.world_size(parallel)
+    if count < 1:
+        raise ConfigError(f"stages.{node.name}: parallel.* multiply to {count} ranks; every size must be at least 1")
+    return count
+
+
+def plan(verdicts: Mapping[str, Verdict], chosen: set[str], sizes: Mapping[str, int]) -> list[str]:
+    """One line for each stage: what `run` would do with it, and why."""
+    width = max(map(len, verdicts))
+    lines = []
+    for name, verdict in verdicts.items():
+        action = "left out" if name not in chosen else "skip" if verdict.state == "done" else "run"
+        lines.append(f"{name:<{width}}  {action:<8}  {verdict.node.stage}, {_ranks(sizes[name])}: {'; '.join(verdict.reasons) or 'done'}")
+    return lines
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
+def _chosen(graph: Graph, only: str | None, from_: str | None) -> set[str]:
+    chosen = set(graph.nodes)
+    for option, name in (("--only", only), ("--from", from_)):
+        if name is None:
+            continue
+        if name not in graph.nodes:
+            raise UserError(f"{option} {name}: the recipe has no such stage.{nearest(name, graph.nodes)} Stages: {', '.join(graph.nodes)}")
+        chosen &= {name} if option == "--only" else graph.descendants(name)
+    return chosen
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted` in the main thread."""
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Run:
+    """One `run` under the folder's lock."""
+
+    def __init__(self, recipe: Recipe, graph: Graph, folder: RunFolder, sizes: Mapping[str, int]) -> None:
+        self.recipe, self.graph, self.folder, self.sizes = recipe, graph, folder, sizes
+
+    def execute(self, chosen: set[str]) -> None:
+        self._describe()
+        self.verdicts = assess(self.graph, self.folder)
+        self._summarise()
+        for name, node in self.graph.nodes.items():
+            verdict = self.verdicts[name] = judge(node, self.folder, self.verdicts)
+            if name not in chosen:
+                continue
+            if verdict.state == "done":
+                self._skip(verdict)
+                continue
+            if verdict.fingerprint is None:  # only with --only and --from: otherwise its inputs have just been made
+                raise UserError(f"stage '{name}' cannot run yet: {'; '.join(verdict.reasons)}. "
+                                "Run without --only and --from, or name that stage")
+            self._attempt(verdict)
+            self.verdicts[name] = judge(node, self.folder, self.verdicts)
+        self._summarise()
+
+    def _describe(self) -> None:
+        """Write down what is wanted: `config.yaml` and `graph.json`."""
+        recipe = self.recipe
+        config = {"recipe": recipe.name, "seed": recipe.seed, "overrides": list(recipe.overrides),
+                  "stages": {name: dict(node.tree) for name, node in recipe.nodes.items()}}
+        files.write_text(self.folder.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        files.write_json(self.folder.graph, {"recipe": recipe.name, "seed": recipe.seed, **self.graph.to_json()})
+        self._say(f"recipe {recipe.name}, seed {recipe.seed}: {' '.join(recipe.overrides)}")
+
+    def _skip(self, verdict: Verdict) -> None:
+        manifest, node = verdict.manifest, verdict.node
+        assert manifest
+        assert verdict.fingerprint
+        files.point(self.folder.stage(node.name), verdict.fingerprint)
+        self._say(f"{node.name}: done before in {manifest.seconds:.1f} s {headline(manifest.metrics)}".rstrip())
+        if manifest.code != node.code:
+            warning = f"the code of stage '{node.stage}' has changed since this result was made, its version {node.version} has not"
+            self._say(f"{node.name}: warning: {warning}; raise `version` if results change")
+            if warning not in manifest.warnings:
+                manifest.warnings.append(warning)
+                manifest.save(self.folder.stage(node.name, verdict.fingerprint))
+
+    def _attempt(self, verdict: Verdict) -> None:
+        """One attempt at a stage: prepare its folder, launch, record how it ended."""
+        node = self.recipe.nodes[verdict.node.name]
+        inputs = self._verified_inputs(verdict)
+        stage_dir, manifest = self._prepare(verdict)
+        launch = launcher.Launch(node.name, stage_dir, self.sizes[node.name], getattr(node.config, "cluster", ClusterConfig()), manifest.epoch)
+        files.write_json(stage_dir / "run.json", {"node": node.name, "stage": node.stage, "inputs": inputs, "epoch": manifest.epoch,
+                                                  "run_dir": str(self.folder.root), "options": {}})
+        self._say(f"{node.name}: attempt {manifest.epoch} on {_ranks(launch.world_size)} ({'; '.join(verdict.reasons)})")
+        self._summarise({node.name: "running"})
+        begin = time.monotonic()
+        try:
+            launcher.run(launch)
+            manifest.metrics = self._result(launch)
+            manifest.artifacts = artifacts.record(verdict.node, stage_dir)
+        except BaseException as error:
+            manifest.state, manifest.error = ("interrupted" if isinstance(error, Interrupted) else "failed"), str(error)
+            with contextlib.suppress(OSError):  # a full disk must not hide the reason
+                self._finish(manifest, stage_dir, time.monotonic() - begin)
+                self._summarise({node.name: manifest.state})
+                self._say(f"{node.name}: {manifest.state}: {error}", echo=False)
+            raise
+        manifest.state = "done"
+        self._finish(manifest, stage_dir, time.monotonic() - begin)
+        self._say(f"{node.name}: done in {manifest.seconds:.1f} s {headline(manifest.metrics)}".rstrip())
+        self._summarise({node.name: "done"})
+
+    def _verified_inputs(self, verdict: Verdict) -> dict[str, str]:
+        """The folder of each input, its bytes compared with its manifest."""
+        found = {}
+        for name, reference in verdict.node.inputs.items():
+            source, _, output = reference.partition(".")
+            maker = self.verdicts[source]
+            assert maker.manifest
+            assert maker.fingerprint
+            stage_dir = self.folder.stage(source, maker.fingerprint)
+            artifacts.verify(maker.manifest, stage_dir, output)
+            found[name] = str(artifacts.artifact(stage_dir, output))
+        return found
+
+    def _prepare(self, verdict: Verdict) -> tuple[Path, Manifest]:
+        """The stage's folder with its settings, a new epoch and a manifest in state `running`."""
+        node = verdict.node
+        assert verdict.fingerprint
+        assert verdict.basis is not None
+        stage_dir = self.folder.stage(node.name, verdict.fingerprint)
+        stage_dir.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest.load(stage_dir) or Manifest(node.name, node.stage, node.owner, verdict.fingerprint, verdict.basis, node.code,
+                                                        dict(verdict.inputs), self.sizes[node.name], started=_now())
+        manifest.epoch = lock.next_epoch(stage_dir)
+        manifest.state, manifest.error, manifest.ended = "running", None, None
+        manifest.code, manifest.world_size, manifest.versions = node.code, self.sizes[node.name], artifacts.package_versions()
+        (stage_dir / "result.json").unlink(missing_ok=True)
+        files.write_text(stage_dir / "config.yaml", yaml.safe_dump(dict(node.tree), sort_keys=False, allow_unicode=True))
+        manifest.save(stage_dir)
+        files.point(self.folder.stage(node.name), verdict.fingerprint)
+        return stage_dir, manifest
+
+    def _finish(self, manifest: Manifest, stage_dir: Path, seconds: float) -> None:
+        manifest.ended, manifest.seconds = _now(), manifest.seconds + seconds
+        manifest.save(stage_dir)
+
+    def _result(self, launch: launcher.Launch) -> dict[str, Any]:
+        path = launch.stage_dir / "result.json"
+        result: dict[str, Any] = files.read_json(path) if path.is_file() else {"epoch": None}
+        if result["epoch"] != launch.epoch:
+            raise StageFailed(f"stage '{launch.name}': its ranks ended well but rank 0 wrote no result. Log: {launch.log(0)}")
+        return dict(result["metrics"])
+
+    def _summarise(self, states: Mapping[str, NodeState] | None = None) -> None:
+        """Rewrite `summary.json`; `states` overrides what the last verdicts say."""
+        stages = {}
+        for name, verdict in self.verdicts.items():
+            if states and name in states:
+                verdict = judge(verdict.node, self.folder, self.verdicts)
+            state = states[name] if states and name in states else verdict.state
+            stages[name] = {"state": state, "seconds": verdict.seconds, "metrics": verdict.metrics}
+        files.write_json(self.folder.summary, {"recipe": self.recipe.name, "seed": self.recipe.seed, "stages": stages})
+
+    def _say(self, text: str, echo: bool = True) -> None:
+        """A line for `run.log` and the terminal."""
+        with self.folder.log.open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} [{os.getpid()}] {' '.join(text.split())}\n")
+        if echo:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
