@@ -115,10 +115,13 @@ def read_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]], co
 
 
 def document(prompt: Prompt) -> tuple[str | None, str]:
-    """A pre-training document: the question with its worked solution (if any) as the thought; without an answer, the question alone."""
+    """A pre-training document: the question with its worked solution as the thought; without an answer, the question alone.
+
+    Where there is no solution the thought is the answer itself: an empty one would teach a format that the format reward refuses.
+    """
     if prompt.answer is None:
         return None, prompt.question
-    return prompt.question, f"<think>{prompt.metadata.get('solution', '')}</think><answer>{prompt.answer}</answer>"
+    return prompt.question, f"<think>{prompt.metadata.get('solution') or prompt.answer}</think><answer>{prompt.answer}</answer>"
 
 
 class PromptsTask:

@@ -48,7 +48,7 @@ def test_lists_become_tuples_only_where_the_family_has_tuples():
 
 def test_documents_state_answers_of_training_problems_alone():
     task = ReasoningGym(ReasoningGymConfig(size=60))
-    training = {prompt.question: f"<think></think><answer>{prompt.answer}</answer>" for prompt in task.prompts("train")}
+    training = {prompt.question: f"<think>{prompt.answer}</think><answer>{prompt.answer}</answer>" for prompt in task.prompts("train")}
     assert dict(task.documents(len(training), seed=0)) == training
 
 
