@@ -14,7 +14,8 @@ from r1mega import cli, plugins
 
 
 def r1mega(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "r1mega", *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    return subprocess.run([sys.executable, "-m", "r1mega", *arguments], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, **environment})
 
 
 def test_help_lists_every_command_and_imports_little() -> None:

@@ -93,7 +93,8 @@ def test_recipe_value_is_dropped_where_the_users_choice_has_no_such_key(run: Run
 
 
 def test_seed_output_dir_and_inputs(run: Run, tmp_path: Path) -> None:
-    recipe = run("seed=7", "output_dir=out", "stages.zero.inputs.policy=null", "stages.report.inputs.policy=base.checkpoint", "stages.base.seed=9")
+    recipe = run("seed=7", "output_dir=out", "stages.zero.inputs.policy=null",
+                 "stages.report.inputs.policy=base.checkpoint", "stages.base.seed=9")
     assert (recipe.seed, recipe.output_dir) == (7, tmp_path / "out")
     assert [recipe.nodes[name].config.seed for name in ("base", "zero")] == [9, 7]
     assert dict(recipe.nodes["zero"].inputs) == {}
@@ -146,10 +147,12 @@ def test_mistakes_on_the_command_line(run: Run, overrides: list[str], words: lis
     ({"recipe__toy": "stages: {a: {stage: toy_train, overrides: [{steps: 3}]}}"}, ["stages.a.overrides[0]: expected str, got a mapping"]),
     ({"recipe__toy": "stages: {a: {stage: toy_train, overrides: [stesp=3]}}"}, ["recipe/toy.yaml: stages.a: override 'stesp=3'", "'steps'"]),
     ({"recipe__toy": "overrides: [stesp=3]\nstages: {a: {stage: toy_train}}"}, ["recipe/toy.yaml: override 'stesp=3': no stage", "'steps'"]),
-    ({"recipe__toy": "overrides: [rollout=slow]\nstages: {a: {stage: toy_train}}"}, ["recipe/toy.yaml: override 'rollout=slow'", "no rollout 'slow'"]),
+    ({"recipe__toy": "overrides: [rollout=slow]\nstages: {a: {stage: toy_train}}"},
+     ["recipe/toy.yaml: override 'rollout=slow'", "no rollout 'slow'"]),
     ({"recipe__toy": "stages:\n  a: {stage: toy_train\n"}, ["recipe/toy.yaml:3: malformed YAML"]),
     ({"rollout__toy_fast": "name: fast\nname: slow\n"}, ["rollout/toy_fast.yaml:2: malformed YAML", "duplicate"]),
-    ({"rollout__toy_fast": "name: fast\ntemprature: 1\n"}, ["rollout.temprature: no such key", "'temperature'", "set by", "rollout/toy_fast.yaml"]),
+    ({"rollout__toy_fast": "name: fast\ntemprature: 1\n"},
+     ["rollout.temprature: no such key", "'temperature'", "set by", "rollout/toy_fast.yaml"]),
     ({"stage__toy_train": "# @package _global_\ndefaults: [/rollout: gone]\n"}, ["Could not find 'rollout/gone'", "toy_fast"]),
 ])
 def test_mistakes_in_files(tmp_path: Path, files: dict[str, str], words: list[str]) -> None:
@@ -169,12 +172,13 @@ def test_recipe_is_required(host: Host) -> None:
 
 @pytest.mark.parametrize("path", ["conf", "file:///nowhere/at/all", "pkg://no_such_package.conf"])
 def test_a_plugins_search_path_must_exist(path: str) -> None:
-    with pytest.raises(PluginError, match="plugin 'toy': .*config_search_path"):
+    with pytest.raises(PluginError, match=r"plugin 'toy': .*config_search_path"):
         compose_recipe(["recipe=toy"], toy_host(path))
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
-    (["parallel.tensor_model_parallel_size=3"], ["stages.base: parallel.tensor_model_parallel_size=3 does not divide model.num_attention_heads (4)"]),
+    (["parallel.tensor_model_parallel_size=3"],
+     ["stages.base: parallel.tensor_model_parallel_size=3 does not divide model.num_attention_heads (4)"]),
     (["parallel=ep2"], ["stages.base: parallel.expert_model_parallel_size=2 needs a model with experts"]),
     (["cluster.ranks_per_node=3"], ["stages.base: the layout needs 1 ranks"]),
     (["precision.params_dtype=fp23"], ["stages.base.precision.params_dtype: expected one of 'fp32', 'bf16'", "Did you mean 'fp32'?"]),
@@ -233,7 +237,8 @@ def test_composing_needs_no_torch(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- every YAML file of conf/
 
 FILES = sorted(str(path.relative_to(conf_folder()).with_suffix("")) for path in conf_folder().rglob("*.yaml"))
-EXAMPLES = {"task.path": "data", "task.dataset": "some/dataset", "tokenizer.path": "tokenizer.json", "model.path": "model"}  # what `???` stands for
+# what a `???` stands for
+EXAMPLES = {"task.path": "data", "task.dataset": "some/dataset", "tokenizer.path": "tokenizer.json", "model.path": "model"}
 
 
 @pytest.fixture(scope="module")

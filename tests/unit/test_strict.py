@@ -17,7 +17,7 @@ from r1mega.errors import ConfigError
 from r1mega.registry import Registry
 
 
-class Colour(str, enum.Enum):
+class Colour(enum.StrEnum):
     RED = "red"
     BLUE = "blue"
 
@@ -115,7 +115,7 @@ def test_literal_suggests_the_nearest() -> None:
 
 def test_the_origin_of_the_value_is_named() -> None:
     with pytest.raises(ConfigError, match=r"tensor_model_parallel_size: expected int.*set by conf/parallel/tp2.yaml"):
-        strict.build(ParallelConfig, {"tensor_model_parallel_size": "two"}, origin=lambda key: "conf/parallel/tp2.yaml")
+        strict.build(ParallelConfig, {"tensor_model_parallel_size": "two"}, origin=lambda _: "conf/parallel/tp2.yaml")
 
 
 def test_plugin_fields_are_checked_against_the_plugins_dataclass(registry: Registry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from r1mega import hookimpl
 from r1mega.config import ClusterConfig, ParallelConfig, Plugin, PrecisionConfig, RewardConfig
@@ -75,16 +75,16 @@ class Train:
     """Toy training."""
 
     version = "1"
-    inputs = {"policy": "Checkpoint?"}
-    outputs = {"checkpoint": "Checkpoint"}
+    inputs: ClassVar = {"policy": "Checkpoint?"}
+    outputs: ClassVar = {"checkpoint": "Checkpoint"}
 
 
 class Report:
     """Toy report."""
 
     version = "1"
-    inputs = {"policy": "Checkpoint"}
-    outputs = {"report": "Report"}
+    inputs: ClassVar = {"policy": "Checkpoint"}
+    outputs: ClassVar = {"report": "Report"}
 
 
 class Toy:
@@ -122,9 +122,9 @@ class Toy:
 
 
 FILES = {
-    "stage/toy_train": "# @package _global_\ndefaults:\n  - /rollout: toy_fast\n  - /task: toy_fixed\n  - /reward: toy\n  - _self_\nsteps: 10\nlr: 1e-4\n",
-    "stage/toy_report": "# @package _global_\ndefaults:\n  - /task: toy_fixed\n  - _self_\n",
-    "stage/toy_model": "# @package _global_\ndefaults:\n  - /model: toy_heads\n  - /parallel: single\n  - /precision: fp32\n  - /cluster: local\n",
+    "stage/toy_train": "# @package _global_\ndefaults: [/rollout: toy_fast, /task: toy_fixed, /reward: toy, _self_]\nsteps: 10\nlr: 1e-4\n",
+    "stage/toy_report": "# @package _global_\ndefaults: [/task: toy_fixed, _self_]\n",
+    "stage/toy_model": "# @package _global_\ndefaults: [/model: toy_heads, /parallel: single, /precision: fp32, /cluster: local]\n",
     "rollout/toy_fast": "name: fast\n",
     "rollout/toy_slow": "name: slow\nservers: 2\n",
     "task/toy_fixed": "name: fixed\n",
