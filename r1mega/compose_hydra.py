@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,12 +92,12 @@ class Hydra:
                 self._known[key] = self._loader.compute_defaults_list(name, list(overrides), RunMode.RUN)
         return self._known[key]
 
-    def compose(self, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-        """The composed config as plain data, interpolations resolved. Raises `ConfigError`."""
-        key = (name, *overrides)
+    def compose(self, name: str, overrides: Sequence[str] = (), *, resolve: bool = True) -> dict[str, Any]:
+        """The composed config as plain data, with interpolations resolved or as they are written. Raises `ConfigError`."""
+        key = (name, str(resolve), *overrides)
         if key not in self._composed:
             with _one_line(name):
-                self._composed[key] = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+                self._composed[key] = OmegaConf.to_container(compose(name, list(overrides)), resolve=resolve)
         tree = copy.deepcopy(self._composed[key])
         if not isinstance(tree, dict):
             raise ConfigError(f"conf/{name}.yaml: expected a mapping of keys to values, got a {type(tree).__name__}")
@@ -175,7 +176,8 @@ def _one_line(name: str) -> Iterator[None]:
         raise ConfigError(head.strip() + (f". Choices in {options.strip()}" if options else "")) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         reason: BaseException = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) and not str(error) else error
-        raise ConfigError(f"conf/{name}.yaml: {' '.join(str(reason).split())}") from error
+        message = re.sub(r"full_key: (\S+) object_type=\S+", r"(at \1)", " ".join(str(reason).split()))  # OmegaConf's second half
+        raise ConfigError(f"conf/{name}.yaml: {message}") from error
 
 
 def parse(text: str) -> Any:

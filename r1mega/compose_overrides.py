@@ -95,7 +95,7 @@ def select(stage: str, config: type, overrides: Sequence[Override], hydra: Hydra
     a stage override that does not fit.
     """
     groups = _groups(stage, config, overrides, hydra, reach)
-    tree = hydra.compose(stage, [override.text for override in groups])
+    tree = hydra.compose(stage, [override.text for override in groups], resolve=False)  # an override may give what is referred to
     values = [override for override in overrides if not override.is_group]
     for override in values:  # `task.name=x` changes which keys `task` has
         outer, _, leaf = override.key.rpartition(".")

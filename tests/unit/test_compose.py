@@ -108,6 +108,11 @@ def test_mappings_can_be_extended_changed_and_cut(run: Run) -> None:
         "short": ("length", 3.0, {"target": 4}), "more": ("length", 1.0, {"target": 2})}
 
 
+def test_a_file_may_refer_to_a_key_that_an_override_gives(tmp_path: Path) -> None:
+    host = toy_host(write_conf(tmp_path, reward__toy="terms:\n  short: {name: length, settings: {target: '${rollout.max_tokens}'}}\n"))
+    assert compose_recipe(["recipe=toy"], host).nodes["zero"].config.reward.terms["short"].settings == {"target": 8}
+
+
 @pytest.mark.parametrize(("overrides", "words"), [
     (["rollout.temprature=1"], ["override 'rollout.temprature=1'", "no stage", "'rollout.temperature'"]),
     (["rolout=toy_slow"], ["no stage of this recipe has 'rolout'", "'rollout'"]),
@@ -126,7 +131,7 @@ def test_mappings_can_be_extended_changed_and_cut(run: Run) -> None:
     (["task.path={a"], ["malformed"]),
     (["task=toy_file"], ["stages.base.task.path: has no value", "task.path=<str>", "toy_file.yaml, chosen by override 'task=toy_file'"]),
     (["task.name=fil"], ["stages.base.task.name: no tasks plugin is called 'fil'", "'file'"]),
-    (["steps=${nope}"], ["nope"]),
+    (["steps=${nope}"], ["Interpolation key 'nope' not found (at steps)"]),
     (["~reward.terms.shrt"], ["no stage of this recipe has 'reward.terms.shrt'", "'reward.terms.short'"]),
     (["recipe=tyo"], ["there is no recipe 'tyo'", "'toy'"]),
 ])
