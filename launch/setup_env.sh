@@ -91,19 +91,27 @@ pip() {
     "${limit[@]}" "$VENV/bin/python" -m pip "$@" >>"$LOG" 2>&1
 }
 
-# One line that says what went wrong in pip's log, its last lines, and where the rest is.
+# What went wrong, from pip's exit status and the end of its log.
 explain() {
-    local status=$1 what=$2 why="pip failed"
+    local status=$1 why="pip failed"
     local recent; recent=$(tail -n 60 "$LOG")
     if [ "$status" = 124 ]; then why="took longer than ${R1MEGA_SETUP_TIMEOUT:-1800} s (R1MEGA_SETUP_TIMEOUT)"
     elif grep -q 'No space left on device' <<<"$recent"; then why="the disk is full"
     elif grep -qE 'Permission denied|Read-only file system' <<<"$recent"; then why="no permission to write to $VENV or $REPO"
     elif grep -qE 'NameResolution|name resolution|NewConnectionError|Network is unreachable|Connection refused|ConnectTimeout|Max retries exceeded' <<<"$recent"; then
         why="the package index cannot be reached (no network?)"
+    elif grep -q 'from versions: none' <<<"$recent"; then why="the package index does not have it or cannot be reached (no network?)"
     elif grep -qE 'No matching distribution|Could not find a version' <<<"$recent"; then why="the package index has no fitting version"
+    elif grep -qE "gcc|cc' failed|Python.h|build_ext|legacy-install-failure" <<<"$recent"; then
+        why="a package is built from source here, which needs a C compiler and Python's headers (gcc, python3-dev)"
     fi
-    tail -n 8 "$LOG" | sed 's/^/[setup]   /' >&2
-    fail 4 "cannot install $what: $why; the whole log: $LOG"
+    echo "$why"
+}
+
+give_up() {
+    local why; why=$(explain "$1")
+    tail -n 8 "$LOG" | cut -c 1-160 | sed 's/^/[setup]   /' >&2
+    fail 4 "cannot install $2: $why; the whole log: $LOG"
 }
 
 make_venv() {
@@ -115,6 +123,9 @@ make_venv() {
     if [ -e "$VENV" ] && [ ! -e "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
         fail 1 "$VENV is not empty and not a Python environment; set R1MEGA_VENV to another folder"
     fi
+    if [ -e "$VENV" ] && [ ! -w "$VENV" ]; then
+        fail 1 "the environment $VENV does not run for $(id -un) and is not yours to replace; set R1MEGA_VENV to a folder of your own"
+    fi
     say "making $VENV with $("$python" --version)"
     "$python" -m venv --clear "$VENV" >&2 || fail 1 "$python cannot make an environment in $VENV (is the folder writable?)"
 }
@@ -125,15 +136,16 @@ install_torch() {
     local pin; pin=$(sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$CONSTRAINTS")
     if [ -z "$pin" ]; then
         say "installing torch"
-        pip install "torch>=2.6,<3" || explain $? torch
+        pip install "torch>=2.6,<3" || give_up $? torch
         return
     fi
     say "installing torch $pin for CPU"
     if [ -n "${R1MEGA_TORCH_INDEX:-}" ]; then
-        pip install --index-url "$R1MEGA_TORCH_INDEX" "torch==$pin" || explain $? "torch $pin from R1MEGA_TORCH_INDEX"
+        pip install --index-url "$R1MEGA_TORCH_INDEX" "torch==$pin" || give_up $? "torch $pin from R1MEGA_TORCH_INDEX"
     elif ! pip install --only-binary torch "torch==$pin+cpu"; then
+        tail -n 3 "$LOG" | grep -q 'from versions: none' && give_up 1 "torch $pin"
         say "no CPU build of torch on the configured index: installing the default build with its CUDA libraries, 2.5 GB (R1MEGA_TORCH_INDEX avoids that)"
-        pip install "torch==$pin" || explain $? "torch $pin"
+        pip install "torch==$pin" || give_up $? "torch $pin"
     fi
 }
 
@@ -155,6 +167,12 @@ done
 : >"$LOG" || fail 1 "cannot write to $VENV; set R1MEGA_VENV to a folder you may write to"
 install_torch
 say "installing r1mega${EXTRAS:+[$EXTRAS]}"
-pip install --constraint "$CONSTRAINTS" --editable "$REPO${EXTRAS:+[$EXTRAS]}" || explain $? "r1mega${EXTRAS:+[$EXTRAS]}"
+install() { pip install --constraint "$CONSTRAINTS" --editable "$REPO$1"; }
+# reasoning-gym builds pycosat from source: wanted, but no reason to fail on a machine without a compiler
+install "[gym${EXTRAS:+,$EXTRAS}]" || {
+    why=$(explain $?)
+    install "${EXTRAS:+[$EXTRAS]}" || give_up $? "r1mega${EXTRAS:+[$EXTRAS]}"
+    say "notice: without reasoning-gym (its task and reward are off): $why"
+}
 echo "$DIGEST" >"$VENV/.r1mega-$EXTRAS.stamp"
 say "ready: $VENV"
