@@ -1,0 +1,89 @@
+"""Fingerprints: what makes a result stale, what does not, and how it is said."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from r1mega.errors import UserError
+from r1mega.recipe.fingerprint import basis_of, explain, fingerprint, flatten
+from r1mega.recipe.graph import GraphNode
+
+TREE: dict[str, Any] = {"seed": 0, "lr": 1.0, "parallel": {"tensor_model_parallel_size": 1}, "reward": {"workers": 1, "retries": 1},
+                        "task": {"name": "jsonl", "path": ""}, "terms": [{"name": "accuracy", "weight": 1.0}], "stop": ["a", "b"]}
+
+
+def node(tree: dict[str, Any], version: str = "1", stage: str = "rl") -> GraphNode:
+    return GraphNode("zero", stage, version, "toys", "", {}, {}, {}, tree)
+
+
+def changed(now: dict[str, Any], before: dict[str, Any] = TREE) -> list[str]:
+    old, new = basis_of(node(before), {}), basis_of(node(now), {})
+    reasons = explain(old, new)
+    assert (fingerprint(old) != fingerprint(new)) == bool(reasons), "the explanation and the fingerprint disagree"
+    return reasons
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"lr": 2.5}, ["lr: 1 -> 2.5"]),
+    ({"reward": {"workers": 1, "retries": 2}}, ["reward.retries: 1 -> 2"]),
+    ({"terms": [{"name": "accuracy", "weight": 0.5}]}, ["terms.0.weight: 1 -> 0.5"]),
+    ({"stop": ["b", "a"]}, ['stop: ["a", "b"] -> ["b", "a"]']),
+    ({"new": True}, ["new: (absent) -> true"]),
+    ({"lr": math.inf}, ['lr: 1 -> "inf"']),
+    ({"lr": 1}, []),  # 1 and 1.0 are the same setting
+    ({"parallel": {"tensor_model_parallel_size": 2}}, []),
+    ({"reward": {"workers": 8, "retries": 1}}, []),
+])
+def test_settings(change: dict[str, Any], said: list[str]) -> None:
+    assert changed({**TREE, **change}) == said
+
+
+def test_comments_and_key_order_change_nothing() -> None:
+    text = "# a comment\nlr: 1\nseed: 0 # another\n"
+    assert changed(yaml.safe_load(text), {"seed": 0, "lr": 1.0}) == []
+
+
+def test_key_removed() -> None:
+    assert changed({key: value for key, value in TREE.items() if key != "seed"}) == ["seed: 0 -> (absent)"]
+
+
+def test_external_file_counts_by_content_not_by_place(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", "1"), ("b.jsonl", "1"), ("c.jsonl", "2")):
+        (tmp_path / name).write_text(text)
+
+    def at(name: str) -> dict[str, Any]:
+        return {**TREE, "task": {"name": "jsonl", "path": str(tmp_path / name)}}
+
+    assert changed(at("b.jsonl"), at("a.jsonl")) == []
+    assert changed(at("c.jsonl"), at("a.jsonl")) == ["task.path: contents changed"]
+
+
+def test_external_folder_counts_with_every_file(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("1")
+    tree = {"path": str(tmp_path)}
+    before = basis_of(node(tree), {})
+    assert fingerprint(basis_of(node(tree), {})) == fingerprint(before)
+    (tmp_path / "deep" / "b.txt").write_text("")
+    assert explain(before, basis_of(node(tree), {})) == ["path: contents changed"]
+
+
+def test_missing_external_file_is_named_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"stages\.zero: task\.path: no such file or folder: nowhere\.jsonl"):
+        basis_of(node({"task": {"path": "nowhere.jsonl"}}), {})
+
+
+def test_inputs_and_versions() -> None:
+    before = basis_of(node(TREE), {"policy": "aa"})
+    assert explain(before, basis_of(node(TREE), {"policy": "bb"})) == ["input policy changed"]
+    assert explain(before, basis_of(node(TREE, version="2"), {"policy": "aa"})) == ["version of stage rl: 1 -> 2"]
+    assert explain(before, basis_of(node(TREE, stage="sft"), {"policy": "aa"})) == ["stage: rl -> sft"]
+
+
+def test_flatten_keeps_empty_groups() -> None:
+    assert flatten({"a": {}, "b": {"c": []}}) == {"a": {}, "b.c": []}
