@@ -80,7 +80,7 @@ def test_every_node_comes_after_its_inputs_in_random_graphs(host: Host) -> None:
     ({"a": ("make", {"start": "a.checkpoint"})}, ["form a cycle: a -> a"]),
     ({"a": ("sample", {})}, ["stages.a.inputs.policy is missing", "needs a Checkpoint", "no stage makes a Checkpoint"]),
     ({"m": ("make", {}), "a": ("sample", {})}, ["In this recipe: m.checkpoint"]),
-    ({"base": ("make", {}), "a": ("sample", {"policy": "bas.checkpoint"})}, ["no stage of this recipe is called 'bas'", "Did you mean 'base'?"]),
+    ({"base": ("make", {}), "a": ("sample", {"policy": "bas.checkpoint"})}, ["no stage of this recipe is called 'bas'", "mean 'base'?"]),
     ({"base": ("make", {}), "a": ("sample", {"policy": "base.chekpoint"})}, ["has no output 'chekpoint'", "Did you mean 'checkpoint'?"]),
     ({"base": ("make", {}), "a": ("sample", {"policy": "base"})}, ["'base' names no output", "base.checkpoint, base.tokenizer"]),
     ({"base": ("make", {}), "a": ("sample", {"polcy": "base.checkpoint"})}, ["stages.a.inputs.polcy", "Did you mean 'policy'?"]),
