@@ -52,6 +52,9 @@ def deepseek_v3(config: DeepSeekV3Config) -> Architecture:
                 moe_router_pre_softmax=True, first_dense_layers=config.first_dense_layers))
 
 
+deepseek_v3.version = "1"  # type: ignore[attr-defined]
+
+
 @hookimpl
 def register_models(register: Register) -> None:
     register("deepseek_v3", deepseek_v3, config=DeepSeekV3Config)

@@ -36,6 +36,9 @@ def dense(config: DenseConfig) -> Architecture:
         tied_embeddings=config.tied_embeddings, layernorm_epsilon=config.layernorm_epsilon, rope=Rope(rotary_base=config.rotary_base))
 
 
+dense.version = "1"  # type: ignore[attr-defined]
+
+
 @hookimpl
 def register_models(register: Register) -> None:
     register("dense", dense, config=DenseConfig)

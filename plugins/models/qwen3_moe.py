@@ -36,6 +36,9 @@ def qwen3_moe(config: Qwen3MoEConfig) -> Architecture:
                 moe_router_score_function="softmax", moe_router_enable_expert_bias=False, first_dense_layers=0))
 
 
+qwen3_moe.version = "1"  # type: ignore[attr-defined]
+
+
 @hookimpl
 def register_models(register: Register) -> None:
     register("qwen3_moe", qwen3_moe, config=Qwen3MoEConfig)

@@ -46,8 +46,8 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig, precision
     _check_experts(architecture, parallel, world)
     if precision.fp8 and precision.params_dtype != "bf16":
         raise ConfigError(f"precision.fp8={precision.fp8} needs precision.params_dtype=bf16, got {precision.params_dtype}")
-    if parallel.sequence_parallel is False and tp > 1 and architecture.moe:
-        raise ConfigError("parallel.sequence_parallel=false cannot be with experts and tensor_model_parallel_size > 1; leave it unset")
+    if parallel.sequence_parallel is False and tp > 1 and (architecture.moe or architecture.mla):
+        raise ConfigError("parallel.sequence_parallel=false cannot be with experts or latent attention and tensor_model_parallel_size > 1; leave it unset")
     _check_cluster(cluster, world)
     return world
 

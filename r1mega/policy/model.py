@@ -1,0 +1,93 @@
+"""Megatron-Core's `GPTModel` with the policy's own output stage: log-probs and entropy for training, last-token logits for generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+from r1mega.policy.layers import PositionalRotary
+from r1mega.policy.packed import DecodeBatch, PackedBatch, PrefillBatch
+from r1mega.policy.vocab import vocab_parallel_logprobs
+
+
+@dataclass
+class OutputOptions:
+    """What the output stage computes; one object shared by all chunks of a rank, set by the caller of a pass."""
+
+    vocab_size: int  # without padding
+    temperature: float = 1.0
+    mtp: bool = False  # also the multi-token-prediction log-probs
+    mtp_detach: bool = False  # keep the MTP loss out of the trunk, the embedding and the head
+
+
+class PolicyModel(GPTModel):
+    """One pipeline chunk. With labels, the last stage returns float32 [2 + MTP depth, T]: log-prob, entropy, MTP log-probs of each label."""
+
+    def __init__(self, *args: Any, options: OutputOptions, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = options
+        if hasattr(self, "rotary_pos_emb"):
+            self.rotary_pos_emb = PositionalRotary(self.rotary_pos_emb, per_head=True)
+        for module in self.modules():
+            if module is not self and isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
+                module.rotary_pos_emb = PositionalRotary(module.rotary_pos_emb, per_head=False)
+
+    def _postprocess(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor | None = None,
+                     rotary_pos_emb: Any = None, attention_mask: Any = None, packed_seq_params: PackedBatch | None = None, **kwargs: Any) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if isinstance(packed_seq_params, PrefillBatch | DecodeBatch):
+            return self._last_logits(hidden_states, weight, packed_seq_params)
+        assert labels is not None
+        depths = [(hidden_states, labels[0], weight)]
+        if self.options.mtp and self.mtp_process:
+            depths += self._mtp_states(hidden_states, input_ids, position_ids, labels, rotary_pos_emb, attention_mask, packed_seq_params, weight)
+        rows = []
+        for hidden, target, head in depths:
+            logits, _ = self.output_layer(hidden, weight=head)
+            logprob, entropy = vocab_parallel_logprobs(logits.flatten(0, 1), target, valid=self.options.vocab_size, temperature=self.options.temperature,
+                                                       group=self.pg_collection.tp)
+            rows += [logprob, entropy] if not rows else [logprob]
+        return torch.stack(rows)
+
+    def _mtp_states(self, hidden: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, rotary_pos_emb: Any,
+                    attention_mask: Any, packed_seq_params: PackedBatch | None, weight: torch.Tensor | None) -> list[tuple[torch.Tensor, ...]]:
+        """(hidden, labels, head weight) of each MTP depth; depth k at token t predicts the label of token t + k + 1."""
+        detach = self.options.mtp_detach
+        embedding = self.embedding
+
+        def embed(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+            out = embedding(input_ids=input_ids, position_ids=position_ids)
+            return out.detach() if detach else out
+
+        states = self.mtp(input_ids=input_ids, position_ids=position_ids, hidden_states=hidden.detach() if detach else hidden,
+                          attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params, embedding=embed)
+        chunks = torch.chunk(states, 1 + self.config.mtp_num_layers, dim=0)[1:]
+        head = self.output_layer.weight if weight is None else weight
+        head = head.detach() if detach else head
+        assert packed_seq_params is not None
+        ends = packed_seq_params.cu_seqlens_q[1:].long() - 1
+        target, found = labels[0], []
+        for chunk in chunks:
+            target = torch.roll(target, -1)
+            target[ends] = 0  # no label there: the loss weight of these positions is 0
+            found.append((chunk, target.clone(), head))
+        return found
+
+    def _last_logits(self, hidden: torch.Tensor, weight: torch.Tensor | None, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
+        """Logits [rows, V / TP] at `batch.logit_rows` (all rows if None)."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.pg_collection.tp)
+        hidden = hidden[:, 0] if batch.logit_rows is None else hidden[batch.logit_rows, 0]
+        return torch.nn.functional.linear(hidden, self.output_layer.weight if weight is None else weight)
+
+
+def is_last_stage(model: PolicyModel) -> bool:
+    """Whether this chunk computes the output."""
+    return bool(model.post_process) and parallel_state.is_pipeline_last_stage(ignore_virtual=True)

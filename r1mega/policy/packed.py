@@ -1,0 +1,101 @@
+"""How a flat row of tokens reaches the attention layers: Megatron's `PackedSeqParams`, extended.
+
+A forward pass of the policy always sees one row of T tokens ([T, 1, h] inside Megatron), whatever sequences it is made of. These objects travel
+as `packed_seq_params` through every layer to the core attention, which is the only part that knows sequences. They survive activation
+recomputation and interleaved pipelines because they are arguments, not state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+if TYPE_CHECKING:
+    from r1mega.policy.cache import SlotCache
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sequences of similar length, padded to a rectangle for one attention call. Padding lies behind each sequence: causal attention never sees it."""
+
+    rows: torch.Tensor  # int64 [n, longest]: indices into the T tokens; padding repeats index 0
+    count: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """The rectangles of one row of tokens, and the way back."""
+
+    buckets: tuple[Bucket, ...]
+    inverse: torch.Tensor | None  # int64 [T]: where token t lies in the concatenated rectangles; None: the row is one full rectangle in order
+
+
+def plan_pack(lengths: Sequence[int], device: torch.device, growth: float = 1.3) -> PackPlan:
+    """Group sequences so that no rectangle is more than `growth` times longer than its shortest member.
+
+    `lengths` (N numbers that sum to T) are the sequences in their order in the row.
+    """
+    if len(set(lengths)) == 1:
+        rows = torch.arange(sum(lengths), device=device).view(len(lengths), lengths[0])
+        return PackPlan((Bucket(rows, len(lengths), lengths[0]),), None)
+    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    groups: list[list[int]] = []
+    for i in order:
+        if not groups or lengths[i] > max(8, growth * lengths[groups[-1][0]]):
+            groups.append([])
+        groups[-1].append(i)
+    inverse = torch.empty(sum(lengths), dtype=torch.int64)
+    buckets, offset = [], 0
+    for group in groups:
+        longest = lengths[group[-1]]
+        start = torch.tensor([starts[i] for i in group])[:, None]
+        length = torch.tensor([lengths[i] for i in group])[:, None]
+        column = torch.arange(longest)[None]
+        inside = column < length
+        rows = torch.where(inside, start + column, 0)
+        inverse[rows[inside]] = (offset + torch.arange(len(group))[:, None] * longest + column)[inside]
+        offset += len(group) * longest
+        buckets.append(Bucket(rows.to(device), len(group), longest))
+    return PackPlan(tuple(buckets), inverse.to(device))
+
+
+@dataclass
+class PackedBatch(PackedSeqParams):
+    """A training or log-prob pass over whole sequences.
+
+    With `plan` (local layers) `qkv_format` stays "sbhd": positions are applied by index and Megatron leaves [T, 1, ...] alone. Without
+    (Transformer Engine layers) it is "thd" and Megatron's own packed path is taken.
+    """
+
+    positions: torch.Tensor | None = None  # int64 [T]
+    plan: PackPlan | None = None
+
+
+@dataclass
+class PrefillBatch(PackedBatch):
+    """A generation pass over whole prompts: their keys and values go to `cache`, logits are wanted at `logit_rows` alone."""
+
+    cache: SlotCache | None = None
+    logit_rows: torch.Tensor | None = None  # int64 [U]: the last token of each prompt
+
+
+@dataclass
+class DecodeBatch(PackedBatch):
+    """A generation pass over one new token per slot; `positions[b]` is its place in slot b, padding rows write to the scratch slot."""
+
+    cache: SlotCache | None = None
+    logit_rows: torch.Tensor | None = None
+
+
+def packed_batch(lengths: Sequence[int], positions: torch.Tensor, *, thd: bool) -> PackedBatch:
+    """`PackedBatch` for sequences of these lengths; `thd` selects Transformer Engine's path."""
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32, device=positions.device).cumsum(0, dtype=torch.int32)
+    longest = max(lengths)
+    return PackedBatch(qkv_format="thd" if thd else "sbhd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
+                       positions=positions, plan=None if thd else plan_pack(lengths, positions.device))

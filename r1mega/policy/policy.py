@@ -1,0 +1,225 @@
+"""The policy: a Megatron-Core model on its layout, with the few operations RL needs of it.
+
+`logprobs(batches)`, `train_step(batches, loss_fn)`, `generate` (in `generate.py`), weight sets (`weights.py`), `save`/`load`
+(`checkpoint.py`). Every method is a collective over all ranks of the job and returns when all are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
+from r1mega.policy import build
+from r1mega.policy.architecture import Architecture
+from r1mega.policy.initialize import initialize_weights
+from r1mega.policy.model import OutputOptions
+from r1mega.policy.packed import packed_batch
+from r1mega.policy.platform import building_on_cpu, get_platform, initialize_distributed
+from r1mega.policy.ranks import find_ranks
+from r1mega.types import MicroBatch
+
+LossFn = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one policy update reports; the same on every rank."""
+
+    loss: float  # the global loss: sum over all tokens / global denominator
+    grad_norm: float  # before clipping
+    lr: float
+    sums: Mapping[str, float]  # the loss function's metric sums over all replicas
+    updated: bool  # false when the optimizer skipped the step (non-finite gradients)
+
+
+class Policy:
+    """A model, its optimizer and its place on the layout."""
+
+    def __init__(self, architecture: Architecture, *, vocab_size: int, parallel: ParallelConfig, precision: PrecisionConfig, seed: int,
+                 optimizer: OptimizerConfig | None = None, training_steps: int = 0, terms: build.TrainingTerms | None = None,
+                 temperature: float = 1.0, timeout_minutes: float = 10.0) -> None:
+        """Build everything on this rank. Without `optimizer` the policy can only score and generate."""
+        terms = terms or build.TrainingTerms()
+        self.platform = get_platform()
+        self.transformer_engine = build.use_transformer_engine(precision, parallel, self.platform)
+        initialize_distributed(self.platform, timeout_minutes)
+        torch.manual_seed(seed)
+        build.initialize_parallel(parallel, seed)
+        self.ranks = find_ranks(self.platform)
+        self.architecture, self.parallel, self.precision, self.terms = architecture, parallel, precision, terms
+        self.options = OutputOptions(vocab_size=vocab_size, temperature=temperature, mtp=terms.mtp_loss_scaling_factor > 0, mtp_detach=terms.mtp_detach)
+        self.config = build.transformer_config(architecture, parallel, precision, terms, transformer_engine=self.transformer_engine)
+        with building_on_cpu(self.platform):
+            self.chunks = build.build_chunks(self.config, architecture, self.options, self.platform, transformer_engine=self.transformer_engine)
+        initialize_weights(self.chunks, seed)
+        self.models: list[Any] = list(self.chunks)
+        self.optimizer: Any = None
+        self.scheduler: OptimizerParamScheduler | None = None
+        self.version = 0  # of the weights: the number of updates they have had
+        if optimizer is not None:
+            self.models = list(build.wrap_data_parallel(self.config, self.chunks, optimizer))
+            for model in self.models:
+                model.broadcast_params()
+            self.optimizer = build.build_optimizer(self.models, optimizer, precision)
+            self.config.grad_scale_func = self.optimizer.scale_loss
+            self.scheduler = _scheduler(self.optimizer, optimizer, max(1, training_steps))
+        self._metric_names: list[str] | None = None
+
+    # ------------------------------------------------------------------------------------------------------------------- passes over data
+
+    @property
+    def pad_multiple(self) -> int:
+        """Packed rows are padded to a multiple of this many tokens (sequence parallel, FP8 tiles)."""
+        tp = self.parallel.tensor_model_parallel_size * self.parallel.context_parallel_size
+        return tp * 16 if self.precision.fp8 else tp
+
+    def logprobs(self, batches: Sequence[MicroBatch], *, temperature: float | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(log-probs, entropy), float32 [T] on the CPU, of each micro-batch under the current weights; the same on every rank of the replica.
+
+        Every replica passes the same number of micro-batches. No expert-bias counter moves.
+        """
+        outputs: list[torch.Tensor] = []
+
+        def collect(rows: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+            del non_loss_data
+            return rows[:2].float().cpu()
+
+        for model in self.models:
+            model.eval()
+        with self._output(temperature=temperature, mtp=False), torch.no_grad():
+            results = self._run(batches, lambda batch, rows: collect, forward_only=True, collect_non_loss_data=True)
+        for model in self.models:
+            model.train()
+        if self.ranks.is_last_stage:
+            outputs = results
+        if len(self.ranks.replica_ranks) > 1:
+            flat = torch.cat(outputs, 1) if self.ranks.is_last_stage else torch.empty(2, sum(len(b.tokens) for b in batches))
+            dist.broadcast(flat, src=self.ranks.lead, group=self.ranks.replica_control)
+            outputs = list(flat.split([len(b.tokens) for b in batches], dim=1))
+        return [(rows[0], rows[1]) for rows in outputs]
+
+    def train_step(self, batches: Sequence[MicroBatch], loss_fn: LossFn) -> StepResult:
+        """One policy update from this replica's share of the step.
+
+        `loss_fn` returns sums over a micro-batch. The step's loss is the sum over all micro-batches of all replicas divided once by the global
+        number of loss tokens (positions with weight > 0); aggregation other than per token is expressed in the weights.
+        """
+        for model in self.models:
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        results = self._run(batches, partial(self._loss, loss_fn), forward_only=False)
+        updated, grad_norm, _ = self.optimizer.step()
+        assert self.scheduler is not None
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        if updated:
+            self.scheduler.step(increment=1)
+        self.version += 1
+        sums = self._reduce(results)
+        tokens = max(1.0, sums.pop("loss_tokens"))
+        return StepResult(loss=sums.pop("loss") / tokens, grad_norm=float(grad_norm or 0.0), lr=lr, sums=sums | {"loss_tokens": tokens}, updated=bool(updated))
+
+    def _loss(self, loss_fn: LossFn, batch: MicroBatch, rows: torch.Tensor) -> Callable[..., Any]:
+        def compute(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            loss, sums = loss_fn(rows[0], rows[1], batch)
+            report = {name: value.detach().double() for name, value in sums.items()}
+            report["loss"] = loss.detach().double()
+            tokens = (batch.weights > 0).sum()
+            report["loss_tokens"] = tokens.double()
+            if len(rows) > 2:
+                mtp = _mtp_loss(rows[2:], batch)
+                report["mtp_loss"] = mtp.detach().double()
+                loss = loss + mtp * (self.terms.mtp_loss_scaling_factor / (len(rows) - 2))
+            return loss, tokens.int(), report
+
+        del rows
+        return compute
+
+    def _run(self, batches: Sequence[MicroBatch], make_loss: Callable[[MicroBatch, torch.Tensor], Callable[..., Any]], *, forward_only: bool,
+             collect_non_loss_data: bool = False) -> list[Any]:
+        """Run Megatron's pipeline schedule over the micro-batches; what the loss functions returned, on the last stage."""
+        batches = [_to_device(batch, self.platform.device) for batch in batches]
+
+        def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            packed = packed_batch(batch.lengths, batch.positions, thd=self.transformer_engine)
+            rows = model(batch.tokens[None], batch.positions[None], None, labels=batch.labels[None], packed_seq_params=packed)
+            return rows, make_loss(batch, rows)
+
+        iterators: Any = [iter(batches) for _ in self.models]
+        longest = max(len(batch.tokens) for batch in batches)
+        schedule: Any = get_forward_backward_func()
+        return list(schedule(
+            forward_step_func=forward_step, data_iterator=iterators if len(iterators) > 1 else iterators[0], model=self.models,
+            num_microbatches=len(batches), seq_length=longest, micro_batch_size=1, forward_only=forward_only,
+            collect_non_loss_data=collect_non_loss_data) or [])
+
+    def _reduce(self, results: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        """The global sums of what the loss functions reported, on every rank."""
+        local: dict[str, float] = {}
+        for result in results:
+            for name, value in result.items():
+                local[name] = local.get(name, 0.0) + float(value)
+        if self._metric_names is None:
+            self._metric_names = self.ranks.from_lead(sorted(local))
+        assert self._metric_names is not None
+        return self.ranks.sum_over_replicas({name: local.get(name, 0.0) for name in self._metric_names})
+
+    def _output(self, **changes: Any) -> Any:
+        return _changed(self.options, **{name: value for name, value in changes.items() if value is not None})
+
+
+class _changed:  # noqa: N801 - a context manager used as a function
+    """Attributes of an object changed for the length of a `with` block."""
+
+    def __init__(self, target: Any, **changes: Any) -> None:
+        self.target, self.changes = target, changes
+
+    def __enter__(self) -> None:
+        self.before = {name: getattr(self.target, name) for name in self.changes}
+        for name, value in self.changes.items():
+            setattr(self.target, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in self.before.items():
+            setattr(self.target, name, value)
+
+
+def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    if device.type == "cpu":
+        return batch
+    import dataclasses
+
+    moved = {f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(batch) if torch.is_tensor(value := getattr(batch, f.name))}
+    return dataclasses.replace(batch, **moved)
+
+
+def _mtp_loss(rows: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    """Sum over depths and tokens of the MTP cross-entropy, masked to the tokens whose own loss weight is positive."""
+    ends = torch.tensor(batch.lengths, device=batch.weights.device).cumsum(0) - 1
+    weights, total = (batch.weights > 0).float(), rows.new_zeros(())
+    for logprobs in rows:
+        weights = torch.roll(weights, -1)
+        weights[ends] = 0
+        total = total - (logprobs * weights).sum()
+    return total
+
+
+def _scheduler(optimizer: Any, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer, init_lr=0.0, max_lr=config.lr, min_lr=config.min_lr, lr_warmup_steps=config.lr_warmup_steps, lr_decay_steps=max(steps, config.lr_warmup_steps + 1),
+        lr_decay_style=config.lr_decay_style, start_wd=config.weight_decay, end_wd=config.weight_decay, wd_incr_steps=steps, wd_incr_style="constant")
+
+
+def expert_parallel_group() -> Any:
+    """The group whose ranks must run every forward pass together, or None when each replica is on its own."""
+    group = parallel_state.get_expert_model_parallel_group()
+    return group if group.size() > 1 else None
