@@ -79,7 +79,7 @@ def initialize_parallel(parallel: ParallelConfig, seed: int) -> None:
 def transformer_config(architecture: Architecture, parallel: ParallelConfig, precision: PrecisionConfig, terms: TrainingTerms, *,
                        transformer_engine: bool) -> TransformerConfig:
     """Megatron's configuration of this model on this layout (R1_RECIPE section 8 names the fields)."""
-    a, tp = architecture, parallel.tensor_model_parallel_size
+    a, tp, virtual = architecture, parallel.tensor_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     dtype = DTYPES[precision.params_dtype]
     fields: dict[str, Any] = {
         "num_layers": a.num_layers, "hidden_size": a.hidden_size, "ffn_hidden_size": a.ffn_hidden_size, "num_attention_heads": a.num_attention_heads,
@@ -88,11 +88,13 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, pre
         "normalization": "RMSNorm", "gated_linear_unit": True, "activation_func": F.silu, "add_bias_linear": False,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "params_dtype": dtype, "pipeline_dtype": dtype, "bf16": precision.params_dtype == "bf16",
         "tensor_model_parallel_size": tp, "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual,
         "context_parallel_size": parallel.context_parallel_size, "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
         "sequence_parallel": tp > 1 if parallel.sequence_parallel is None else parallel.sequence_parallel and tp > 1,
         "variable_seq_lengths": True,  # packed rows differ in length
+        # With two stages the interleaved schedule's batched exchange would match messages of both directions by their order alone.
+        "overlap_p2p_comm": virtual is not None, "batch_p2p_comm": virtual is None,
         "calculate_per_token_loss": True,  # losses are sums; one global count divides once
         "gradient_accumulation_fusion": False, "bias_activation_fusion": False, "bias_dropout_fusion": False, "masked_softmax_fusion": False,
         "persist_layer_norm": transformer_engine, "apply_rope_fusion": False, "use_cpu_initialization": not transformer_engine,
