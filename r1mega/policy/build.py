@@ -93,6 +93,7 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, pre
         "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
         "sequence_parallel": tp > 1 if parallel.sequence_parallel is None else parallel.sequence_parallel and tp > 1,
         "variable_seq_lengths": True,  # packed rows differ in length
+        "moe_token_dispatcher_type": "alltoall",  # the one that can have them; checked even without experts
         # With two stages the interleaved schedule's batched exchange would match messages of both directions by their order alone.
         "overlap_p2p_comm": virtual is not None, "batch_p2p_comm": virtual is None,
         "calculate_per_token_loss": True,  # losses are sums; one global count divides once
@@ -134,7 +135,7 @@ def _moe_fields(a: Architecture, terms: TrainingTerms, *, transformer_engine: bo
         "moe_router_enable_expert_bias": moe.moe_router_enable_expert_bias, "moe_router_bias_update_rate": terms.moe_router_bias_update_rate,
         "moe_router_pre_softmax": moe.moe_router_pre_softmax, "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "seq_aux_loss" if terms.moe_aux_loss_coeff else "none", "moe_aux_loss_coeff": terms.moe_aux_loss_coeff,
-        "moe_token_dispatcher_type": "alltoall", "moe_grouped_gemm": transformer_engine,
+        "moe_grouped_gemm": transformer_engine,
     }
 
 

@@ -52,8 +52,8 @@ def plan_pack(lengths: Sequence[int], device: torch.device, growth: float = 1.3)
         groups[-1].append(i)
     inverse = torch.empty(sum(lengths), dtype=torch.int64)
     buckets, offset = [], 0
-    for group in groups:
-        longest = lengths[group[-1]]
+    for group in map(sorted, groups):  # inside a rectangle the sequences keep their order
+        longest = max(lengths[i] for i in group)
         start = torch.tensor([starts[i] for i in group])[:, None]
         length = torch.tensor([lengths[i] for i in group])[:, None]
         column = torch.arange(longest)[None]
