@@ -17,7 +17,7 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
-from r1mega.errors import UserError
+from r1mega.errors import ConfigError, UserError
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.layers import adapt_spec
 from r1mega.policy.layout import expert_tensor_parallel_size
@@ -72,8 +72,7 @@ def initialize_parallel(parallel: ParallelConfig, seed: int) -> None:
             context_parallel_size=parallel.context_parallel_size,
             expert_model_parallel_size=parallel.expert_model_parallel_size,
             expert_tensor_parallel_size=expert_tensor_parallel_size(parallel))
-    tensor_parallel.random._CUDA_RNG_STATE_TRACKER = None
-    tensor_parallel.model_parallel_cuda_manual_seed(seed + 1)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)  # a process may build one policy after another
 
 
 def transformer_config(architecture: Architecture, parallel: ParallelConfig, precision: PrecisionConfig, terms: TrainingTerms, *,
@@ -175,6 +174,9 @@ def build_chunks(config: TransformerConfig, architecture: Architecture, options:
 
 def wrap_data_parallel(config: TransformerConfig, chunks: list[PolicyModel], optimizer: OptimizerConfig) -> list[DistributedDataParallel]:
     """Megatron's data-parallel wrapper: gradient buffers, reduced once at the end of a step."""
+    if optimizer.optimizer == "sgd" and optimizer.use_distributed_optimizer:
+        raise ConfigError("optimizer.optimizer=sgd cannot be with optimizer.use_distributed_optimizer=true (Megatron shards Adam's state alone); "
+                          "set optimizer.use_distributed_optimizer=false")
     ddp = DistributedDataParallelConfig(use_distributed_optimizer=optimizer.use_distributed_optimizer, overlap_grad_reduce=False,
                                         grad_reduce_in_fp32=True)
     return [DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)]

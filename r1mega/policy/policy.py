@@ -25,6 +25,7 @@ from r1mega.policy.model import OutputOptions
 from r1mega.policy.packed import packed_batch
 from r1mega.policy.platform import building_on_cpu, get_platform, initialize_distributed
 from r1mega.policy.ranks import find_ranks
+from r1mega.rollout.batching import make_microbatch
 from r1mega.types import MicroBatch
 
 LossFn = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
@@ -146,6 +147,10 @@ class Policy:
     def _run(self, batches: Sequence[MicroBatch], make_loss: Callable[[MicroBatch, torch.Tensor], Callable[..., Any]], *, forward_only: bool,
              collect_non_loss_data: bool = False) -> list[Any]:
         """Run Megatron's pipeline schedule over the micro-batches; what the loss functions returned, on the last stage."""
+        count = len(batches)
+        if len(self.models) > 1:  # the interleaved schedule takes a multiple of the pipeline's size: fill up with rows of padding alone
+            empty = make_microbatch([], self.pad_multiple)
+            batches = [*batches, *[empty] * (-count % self.parallel.pipeline_model_parallel_size)]
         batches = [_to_device(batch, self.platform.device) for batch in batches]
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
@@ -157,10 +162,11 @@ class Policy:
         iterators: Any = [iter(batches) for _ in self.models]
         longest = max(len(batch.tokens) for batch in batches)
         schedule: Any = get_forward_backward_func()
-        return list(schedule(
+        results = schedule(
             forward_step_func=forward_step, data_iterator=iterators if len(iterators) > 1 else iterators[0], model=self.models,
             num_microbatches=len(batches), seq_length=longest, micro_batch_size=1, forward_only=forward_only,
-            collect_non_loss_data=collect_non_loss_data) or [])
+            collect_non_loss_data=collect_non_loss_data)
+        return list(results or [])[:count]
 
     def _reduce(self, results: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
         """The global sums of what the loss functions reported, on every rank."""

@@ -1,0 +1,150 @@
+"""One model, many layouts: every layout computes what one process computes (fp32, MLA + MoE + MTP, packed sequences).
+
+Each layout is one launch of real processes (`ranks_layouts.py`). Its shards are put together by their checkpoint metadata and compared with
+those of a single process: ||a - b|| / ||b|| for the loss, the gradient norm, every gradient, every weight after one SGD step, and the losses
+of 20 Adam steps through the distributed optimizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.timeout(120)
+SCRIPT = Path(__file__).with_name("ranks_layouts.py")
+TOLERANCE, ADAM_TOLERANCE = 1e-5, 1e-3
+
+TP, PP, VPP, EP, ETP, DP = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+                            "expert_model_parallel_size", "expert_tensor_parallel_size", "data_parallel_size")
+# name -> (layout, micro-batches of each replica). Expert parallelism lies across the tensor and data parallel ranks of a stage.
+LAYOUTS: dict[str, tuple[dict[str, int], int]] = {
+    "one": ({}, 3),
+    "one-row": ({}, 1),
+    "TP2": ({TP: 2}, 3),
+    "PP2": ({PP: 2}, 3),
+    "EP2": ({EP: 2, DP: 2}, 2),
+    "DP2": ({DP: 2}, 2),
+    "PP2xVPP2": ({PP: 2, VPP: 2}, 3),  # 3 is no multiple of 2: filled up with an empty one
+    "TP2xEP2": ({TP: 2, EP: 2}, 2),
+    "TP2xPP2": ({TP: 2, PP: 2}, 4),
+    "PP2xEP2": ({PP: 2, EP: 2, DP: 2}, 1),  # fewer micro-batches than stages
+    "TP2xPP2xEP2": ({TP: 2, PP: 2, EP: 2}, 2),
+    "ETP2xEP2": ({TP: 2, ETP: 2, EP: 2, DP: 2}, 2),
+}
+
+
+@functools.cache
+def launched(name: str) -> dict[str, Any]:
+    """What the ranks of a layout saw, shards put together; made once and shared by the tests."""
+    parallel, micro_batches = LAYOUTS[name]
+    world = parallel.get(TP, 1) * parallel.get(PP, 1) * parallel.get(DP, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        (out / "settings.json").write_text(json.dumps({"out": folder, "parallel": parallel, "micro_batches": micro_batches, "adam_steps": 20}))
+        _run_ranks(name, world, [sys.executable, str(SCRIPT), str(out / "settings.json")], out)
+        ranks = [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+    for key in ("loss", "grad_norm", "sums", "adam_losses"):
+        assert all(rank[key] == ranks[0][key] for rank in ranks), f"{name}: the ranks disagree about {key}: {[rank[key] for rank in ranks]}"
+    logprobs = {id_: values for rank in ranks if rank["lead"] for id_, values in rank["logprobs"].items()}
+    return ranks[0] | {"logprobs": logprobs} | {
+        key: _assemble([shard for rank in ranks for shard in rank[key]], f"{name} {key}") for key in ("initial", "gradients", "updated_weights")}
+
+
+def _run_ranks(name: str, world: int, command: list[str], out: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logs = [(out / f"rank{rank}.log").open("w+") for rank in range(world)]
+    ranks = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log, stderr=subprocess.STDOUT)
+             for rank, log in enumerate(logs)]
+    try:
+        deadline = time.monotonic() + 100
+        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        codes = [rank.poll() for rank in ranks]
+        for process in ranks:
+            process.kill()
+            process.wait()
+    for rank, (code, log) in enumerate(zip(codes, logs, strict=True)):
+        log.seek(0)
+        text = log.read()
+        log.close()
+        assert code in (0, None), f"{name}: rank {rank} ended with exit code {code}:\n{text[-3000:]}"
+    assert codes == [0] * world, f"{name}: ranks {[rank for rank, code in enumerate(codes) if code is None]} did not end within the time limit"
+
+
+def _assemble(shards: list[Any], what: str) -> dict[str, torch.Tensor]:
+    """Whole tensors from shards. Ranks that hold the same part must hold the same values, and every element must be covered."""
+    whole: dict[str, torch.Tensor] = {}
+    for key, shape, offset, prepended, data in shards:
+        tensor = whole.setdefault(key, torch.full(shape, float("nan"), dtype=torch.float64))
+        sizes = [1] * prepended + list(data.shape)
+        place = tuple(slice(start, start + size) for start, size in zip(offset, sizes, strict=True))
+        there, new = tensor[place], data.double().view(sizes)
+        if not there.isnan().all():
+            assert _distance(new, there) <= 1e-6, f"{what}: {key} differs between ranks that hold the same part, by {_distance(new, there):.1e}"
+        tensor[place] = new
+    for key, tensor in whole.items():
+        assert not tensor.isnan().any(), f"{what}: no rank holds all of {key}, or it is not a number"
+    return whole
+
+
+def _distance(a: Any, b: Any) -> float:
+    """||a - b|| / ||b||."""
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    difference, size = float((a - b).norm()), float(b.norm())
+    return difference / size if size else difference
+
+
+def _worst(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, str]:
+    assert a.keys() == b.keys(), f"not the same tensors: {sorted(a.keys() ^ b.keys())}"
+    return max((_distance(a[key], b[key]), key) for key in b)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
+def test_layout_computes_what_one_process_computes(layout: str, record_property: Any) -> None:
+    here, one = launched(layout), launched("one")
+    assert len(one["gradients"]) > 40, "too few tensors: the comparison would be empty"
+    for key in one["initial"]:
+        assert torch.equal(here["initial"][key], one["initial"][key]), f"{layout}: the initial {key} is another one"
+    figures = {
+        "log-probs and entropy": _worst(here["logprobs"], one["logprobs"]), "loss": (_distance(here["loss"], one["loss"]), ""),
+        "sums": _worst(here["sums"], one["sums"]), "gradient norm": (_distance(here["grad_norm"], one["grad_norm"]), ""),
+        "gradients": _worst(here["gradients"], one["gradients"]), "weights": _worst(here["updated_weights"], one["updated_weights"]),
+    }
+    record_property("figures", {name: value for name, (value, _) in figures.items()})
+    print(layout, {name: f"{value:.1e} {key}" for name, (value, key) in figures.items()})
+    for name, (value, key) in figures.items():
+        assert value <= TOLERANCE, f"{layout}: {name} {key} differs from one process by {value:.1e}"
+    adam = max(_distance(a, b) for a, b in zip(here["adam_losses"], one["adam_losses"], strict=True))
+    print(layout, f"Adam losses {adam:.1e}")
+    assert adam <= ADAM_TOLERANCE, f"{layout}: the loss over 20 Adam steps differs by {adam:.1e}: {here['adam_losses']} against {one['adam_losses']}"
+
+
+def test_the_comparison_is_not_empty() -> None:
+    """The single process learns, every weight has a gradient, and one SGD step moves every weight it should."""
+    one = launched("one")
+    assert one["adam_losses"][-1] < one["adam_losses"][0] - 0.3, "20 Adam steps learned nothing"
+    assert max(one["adam_norms"]) > 1.0, "gradient clipping was never active"
+    still = [key for key, value in one["gradients"].items() if not value.any()]
+    assert not still, f"no gradient reaches {still}"
+    assert all(np.isfinite(values).all() and (values[0, 1:] < 0).all() for values in one["logprobs"].values())
+    moved = {key for key, value in one["updated_weights"].items() if not torch.equal(value, one["initial"][key])}
+    assert moved == set(one["gradients"]), f"not moved by SGD: {sorted(set(one['gradients']) - moved)}"
+    biases = [key for key in one["initial"] if key.endswith("expert_bias")]
+    assert biases
+    assert not moved & set(biases), "the expert bias is frozen unless asked"
