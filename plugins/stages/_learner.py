@@ -1,0 +1,341 @@
+"""The state and the steps of an RL stage: what `rl.py`'s loop is made of."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from r1mega.algo.advantages import count_outcomes
+from r1mega.errors import R1MegaError
+from r1mega.hookspecs import Algorithm, Generator
+from r1mega.recipe import files
+from r1mega.recipe.context import StageContext
+from r1mega.rewards.pool import RewardPool
+from r1mega.rollout.collect import WorkItem, generate_and_score
+from r1mega.rollout.experience import Sample, build_samples, split_minibatches, weigh
+from r1mega.rollout.ledger import Ledger
+from r1mega.rollout.packing import plan
+from r1mega.rollout.prompts import stream_indices
+from r1mega.rollout.samples import write_samples
+from r1mega.types import EncodedPrompt, SamplingParams, ScoredGroup
+
+if TYPE_CHECKING:
+    import torch
+
+    from r1mega.policy.policy import Policy
+    from r1mega.policy.weights import WeightSets
+    from r1mega.types import MicroBatch
+
+    from .rl import RLConfig
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Learner:
+    """One rank's RL state. Every method is a collective over all ranks unless it says otherwise."""
+
+    config: RLConfig
+    context: StageContext
+    policy: Policy
+    generator: Generator
+    algorithm: Algorithm
+    train: Sequence[EncodedPrompt]
+    sampling: SamplingParams
+    seal: Callable[[Path], None]  # completes a checkpoint artifact; called on rank 0
+
+    step: int = 0  # policy updates done
+    rollout: int = 0  # rollouts done
+    cursor: int = 0  # prompts taken from the stream
+    skipped: int = 0  # updates without a single sample to learn from
+    sets: WeightSets | None = None
+    pool: RewardPool | None = None
+    _rollout_metrics: dict[str, float] = field(default_factory=dict)
+    _next_cursor: int = 0
+
+    # ---------------------------------------------------------------------------------------------------------------- beginning and end
+
+    def __enter__(self) -> Learner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.close()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank writes the readable samples."""
+        return self.policy.ranks.is_lead and self.policy.ranks.dp_rank == 0
+
+    @property
+    def _needs_reference(self) -> bool:
+        return bool(self.algorithm.needs_reference)
+
+    def resume(self) -> None:
+        """Start the reward workers and continue from the newest checkpoint, if there is one."""
+        from r1mega.policy import checkpoint
+        from r1mega.policy.weights import WeightSets
+
+        if self.policy.ranks.is_lead:
+            self.pool = RewardPool.from_config(self.config.reward)
+        self.ledger = Ledger(self.context.rollouts / "ledger", self.policy.ranks.dp_rank, before_rename=self.context.check_epoch)
+        self.sets = WeightSets(self.policy) if self._needs_reference else None
+        loaded = checkpoint.load_latest(self.policy, self.context.checkpoints, self.sets)
+        if loaded is not None:
+            self.step, self.rollout = loaded.step, loaded.extra["rollout"]
+            self.cursor, self.skipped = loaded.extra["cursor"], loaded.extra["skipped"]
+        elif self.sets is not None:
+            self.sets.capture("reference")
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A result that is computed once for the whole stage, kept in a file across resumes."""
+        path = self.context.dir / f"{name}.json"
+        found = self.policy.ranks.max_over_ranks(float(path.exists() and self.context.rank == 0))
+        if found:
+            value: dict[str, Any] = files.read_json(path)
+            return value
+        value = compute()
+        if self.context.rank == 0:
+            files.write_json(path, value)
+        return value
+
+    def export(self) -> None:
+        """Write the checkpoint artifact."""
+        from r1mega.policy import artifact
+
+        folder = self.context.output("checkpoint")
+        artifact.export(self.policy, folder)
+        if self.context.rank == 0:
+            self.seal(folder)
+        self.policy.ranks.barrier()
+
+    # ------------------------------------------------------------------------------------------------------------------------- a rollout
+
+    def collect(self) -> list[ScoredGroup]:
+        """This replica's share of the next rollout, from the ledger where it is banked, else generated, scored and banked unit by unit.
+
+        With dynamic sampling (DAPO) more prompts are taken until enough groups are kept.
+        """
+        began = time.perf_counter()
+        share = self.config.prompts_per_rollout // self.policy.ranks.dp_size
+        keep = getattr(self.algorithm, "keep_group", None) if getattr(self.algorithm, "dynamic_sampling", False) else None
+        groups: list[ScoredGroup] = []
+        seconds = {"generate_seconds": 0.0, "score_seconds": 0.0}
+        self._next_cursor, unit = self.cursor, 0
+        for _ in range(self.config.max_resamples if keep else 1):
+            items = self._items(share)
+            for first in range(0, share, self.config.prompts_per_unit):
+                made, spent = self._unit(unit, items[first: first + self.config.prompts_per_unit])
+                groups += [group for group in made if keep is None or keep(group)]
+                seconds = {name: seconds[name] + spent.get(name, 0.0) for name in seconds}
+                unit += 1
+            if keep is None or not self.policy.ranks.max_over_ranks(float(len(groups) < share)):
+                break
+        groups = groups[:share]
+        self._rollout_metrics = self._describe(groups) | seconds | {"rollout_seconds": time.perf_counter() - began}
+        if self.writes:
+            write_samples(self.context.rollouts / "samples.jsonl", self.step + 1, groups, self.config.samples_logged)
+        return groups
+
+    def _items(self, share: int) -> list[WorkItem]:
+        """This replica's part of the next `prompts_per_rollout` prompts of the stream; replicas take turns."""
+        total, ranks = self.config.prompts_per_rollout, self.policy.ranks
+        indices = stream_indices(len(self.train), self._next_cursor, total, self.config.seed)
+        items = [WorkItem(self._next_cursor + place, self.train[index]) for place, index in enumerate(indices)]
+        self._next_cursor += total
+        return items[ranks.dp_rank:: ranks.dp_size][:share]
+
+    def _unit(self, unit: int, items: Sequence[WorkItem]) -> tuple[Sequence[ScoredGroup], dict[str, float]]:
+        """One unit of the rollout. It is taken from the ledger only where every replica has banked it: they generate together or not at all."""
+        ranks = self.policy.ranks
+        banked = self.ledger.load(self.rollout, unit)
+        if banked is not None and [group.group.prompt.tokens for group in banked] != [item.prompt.tokens for item in items]:
+            banked = None  # banked before the prompts were what they are now
+        if not ranks.max_over_ranks(float(banked is None)):
+            assert banked is not None
+            return banked, {}
+        groups, seconds = generate_and_score(items, self.config.group_size, generator=self.generator, pool=self.pool, replica=ranks, sampling=self.sampling,
+                                             seed=self.config.seed, step=self.rollout)
+        if ranks.is_lead:
+            self.ledger.commit(self.rollout, unit, groups)
+        return groups, seconds
+
+    def _describe(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Global means over the rollout's samples."""
+        valid = [(reward, completion) for group in groups for reward, ok, completion in zip(group.rewards, group.valid, group.group.completions, strict=True)
+                 if ok]
+        sums = {"samples": float(sum(len(group.valid) for group in groups)), "valid": float(len(valid)), "reward": sum(reward for reward, _ in valid),
+                "length": float(sum(len(completion.tokens) for _, completion in valid)),
+                "truncated": float(sum(completion.finish_reason == "length" for _, completion in valid))}
+        for name in self.config.reward.terms:
+            sums[f"reward/{name}"] = sum(value for group in groups for value, ok in zip(group.parts.get(name, ()), group.valid, strict=False) if ok)
+        totals = self.policy.ranks.sum_over_replicas(sums)
+        count = max(1.0, totals.pop("valid"))
+        samples = totals.pop("samples")
+        metrics = {name: total / count for name, total in totals.items()}
+        metrics["accuracy"] = metrics.get("reward/accuracy", 0.0)
+        return metrics | {"reward_failed": samples - count, "generated_tokens": totals["length"]}
+
+    def end_rollout(self, groups: Sequence[ScoredGroup]) -> None:
+        """Move on: replace the reference when it is due, save when it is due, let the ledger forget what no resume can need."""
+        del groups
+        from r1mega.policy import checkpoint
+
+        before = self.step - self.config.updates_per_rollout
+        self.rollout += 1
+        self.cursor = self._next_cursor
+        every = self.config.reference_every
+        if self.sets is not None and every and self.step // every > before // every:
+            self.sets.capture("reference")
+        due = self.config.checkpoint.every
+        if self.step // due > before // due or self.step >= self.config.steps:
+            checkpoint.save(self.policy, self.context.checkpoints, self.step,
+                            {"rollout": self.rollout, "cursor": self.cursor, "skipped": self.skipped}, keep_last=self.config.checkpoint.keep_last,
+                            before_rename=self.context.check_epoch, sets=self.sets)
+            if self.policy.ranks.is_lead:
+                self.ledger.forget_before(self._oldest_rollout())
+
+    def _oldest_rollout(self) -> int:
+        """The first rollout that a resume from the oldest kept checkpoint would need."""
+        due = max(self.config.checkpoint.every, self.config.updates_per_rollout)
+        return max(0, self.rollout - (self.config.checkpoint.keep_last + 1) * -(-due // self.config.updates_per_rollout))
+
+    # ------------------------------------------------------------------------------------------------------------------------ the updates
+
+    def minibatches(self, groups: Sequence[ScoredGroup]) -> Iterator[list[Sample]]:
+        """This replica's samples of each minibatch, with old and reference log-probs taken once, before the first update."""
+        ranks, config = self.policy.ranks, self.config
+        advantages = self.algorithm.advantages(groups)
+        outcomes = ranks.sum_over_replicas({name: float(value) for name, value in count_outcomes(groups, advantages).items()})
+        self._rollout_metrics |= outcomes
+        table = build_samples(groups, advantages)
+        samples, places = [], []
+        for position, row in enumerate(table):
+            for k, sample in enumerate(row):
+                if sample is not None:
+                    samples.append(sample)
+                    places.append((position * ranks.dp_size + ranks.dp_rank) * config.group_size + k)
+        samples = self._with_logprobs(samples)
+        total = config.prompts_per_rollout * config.group_size
+        which = split_minibatches(places, total, config.updates_per_rollout, config.seed, self.rollout)
+        for number in range(min(config.updates_per_rollout, config.steps - self.step)):
+            yield [sample for sample, home in zip(samples, which, strict=True) if home == number]
+
+    def _with_logprobs(self, samples: list[Sample]) -> list[Sample]:
+        from dataclasses import replace
+
+        fields = []
+        if self.config.updates_per_rollout > 1:
+            fields.append("old_logprobs")
+        if self._needs_reference:
+            fields.append("ref_logprobs")
+        began = time.perf_counter()
+        for name in fields:
+            wanted = [sample for sample in samples if sample.contributes]
+            if name == "ref_logprobs":
+                assert self.sets is not None
+                with self.sets.use("reference"):
+                    values = iter(self._sequence_logprobs(wanted))
+            else:
+                values = iter(self._sequence_logprobs(wanted))
+            samples = [replace(s, sequence=replace(s.sequence, **{name: next(values)})) if s.contributes else s for s in samples]
+        self._rollout_metrics["logprob_seconds"] = time.perf_counter() - began
+        return samples
+
+    def _sequence_logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Log-probs [L] of each of this replica's sequences under the weights in place."""
+        from r1mega.rollout.batching import make_microbatch, unpack
+
+        lengths = [len(sample.sequence) for sample in samples]
+        members = plan(lengths, None, self.config.micro_batch_tokens, 1).microbatches[0] if lengths else ()
+        count = int(self.policy.ranks.max_over_ranks(len(members)))
+        batches = [make_microbatch([samples[i].sequence for i in m], self.policy.pad_multiple) for m in members]
+        batches += [make_microbatch([], self.policy.pad_multiple) for _ in range(count - len(members))]
+        found: list[Any] = [None] * len(samples)
+        if not count:
+            return found
+        for batch, indices, (logprobs, _) in zip(batches, members, self.policy.logprobs(batches), strict=False):
+            for index, values in zip(indices, unpack(logprobs, batch), strict=True):
+                found[index] = values
+        return found
+
+    def update(self, minibatch: Sequence[Sample]) -> dict[str, float]:
+        """One policy update on all replicas' parts of a minibatch; its metrics."""
+        began = time.perf_counter()
+        ranks = self.policy.ranks
+        lengths = [sample.completion_length for sample in minibatch]
+        tokens = sum(sample.completion_length for sample in minibatch if sample.contributes)
+        totals = ranks.sum_over_replicas({"tokens": float(tokens), "denominator": float(self.algorithm.denominator(lengths))})
+        self.step += 1
+        if not totals["tokens"] or not totals["denominator"]:
+            self.skipped += 1
+            return self._metrics({"skipped": 1.0, "seconds": time.perf_counter() - began})
+        batches, fill = self._balanced(minibatch, totals["tokens"] / totals["denominator"])
+        result = self.policy.train_step(batches, self._loss)
+        sums = dict(result.sums)
+        mismatch = {name.removeprefix("mismatch/"): sums.pop(name) for name in list(sums) if name.startswith("mismatch/")}
+        count = max(1.0, sums.pop("tokens", result.sums["loss_tokens"]))
+        metrics = {name: value / count for name, value in sums.items() if name != "loss_tokens"}
+        metrics["clip_fraction"] = metrics.get("clip_fraction_low", 0.0) + metrics.get("clip_fraction_high", 0.0)
+        metrics |= self._guard(mismatch)
+        metrics |= {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "skipped": float(not result.updated), "packing_fill": fill}
+        return self._metrics(metrics | {"train_seconds": time.perf_counter() - began})
+
+    def _metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        merged = {**self._rollout_metrics, **metrics}
+        spent = merged.get("rollout_seconds", 0.0) + merged.get("logprob_seconds", 0.0) + merged.get("train_seconds", 0.0) * self.config.updates_per_rollout
+        if spent:
+            merged["tokens_per_second"] = merged["generated_tokens"] / spent
+        return merged
+
+    def _balanced(self, minibatch: Sequence[Sample], scale: float) -> tuple[list[MicroBatch], float]:
+        """This replica's micro-batches after the global balancing by length; every replica has the same number of them."""
+        from r1mega.rollout.batching import make_microbatch
+        from r1mega.rollout.exchange import exchange
+
+        ranks = self.policy.ranks
+        mine = weigh(minibatch, self.algorithm, scale)
+        per_replica = ranks.gather_replicas([len(sequence) for sequence in mine])
+        lengths = [length for part in per_replica for length in part]
+        owners = [replica for replica, part in enumerate(per_replica) for _ in part]
+        packed = plan(lengths, owners, self.config.micro_batch_tokens, ranks.dp_size)
+        homes = [0] * len(lengths)
+        for replica, bins in enumerate(packed.microbatches):
+            for members in bins:
+                for index in members:
+                    homes[index] = replica
+        here = exchange(mine, owners=owners, lengths=lengths, homes=homes, me=ranks.dp_rank, peers=ranks.peers, group=ranks.control) \
+            if homes != owners else dict(zip([i for i, owner in enumerate(owners) if owner == ranks.dp_rank], mine, strict=True))
+        batches = [make_microbatch([here[index] for index in members], self.policy.pad_multiple) for members in packed.microbatches[ranks.dp_rank]]
+        return batches, packed.fill
+
+    def _loss(self, logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        from r1mega.rollout.mismatch import SUMS, mismatch
+
+        loss, sums = self.algorithm.loss(logprobs, entropy, batch)
+        assert batch.behaviour_logprobs is not None
+        trainer = logprobs if batch.old_logprobs is None else batch.old_logprobs
+        distance = mismatch(batch.behaviour_logprobs, trainer.detach(), batch.weights > 0)
+        return loss, {**sums, **{f"mismatch/{name}": distance[name] for name in SUMS}}
+
+    def _guard(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The generator-to-trainer distance of this step; warns or stops where it is too large or not a number."""
+        count = sums.get("count", 0.0)
+        distance = sums["abs_diff"] / count if count else float("nan")
+        found = {"mismatch": distance, "mismatch_kl": sums["kl"] / count if count else float("nan"),
+                 "effective_sample_fraction": sums["weight"] ** 2 / (count * sums["weight_square"]) if count else float("nan")}
+        limit = self.config.mismatch
+        if limit.action != "off" and (not distance <= limit.max_mean_abs or sums["nonfinite"]):
+            message = (f"step {self.step}: the generator's log-probs are {distance:.4g} nats per token from the trainer's (mismatch.max_mean_abs="
+                       f"{limit.max_mean_abs}), {sums['nonfinite']:.0f} tokens not finite; the samples do not come from the policy that is trained")
+            if limit.action == "stop":
+                raise R1MegaError(message)
+            if self.context.rank == 0:
+                _log.warning("%s", message)
+        return found

@@ -1,0 +1,124 @@
+"""What every stage that holds a policy builds first: tokenizer, prompts, policy, generator, observers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1mega import plugins
+from r1mega.config import PluginChoice, StageCommon
+from r1mega.errors import ConfigError
+from r1mega.observe.progress import StageProgress
+from r1mega.recipe.context import StageContext
+from r1mega.rollout.prompts import drop_too_long, encode_prompt
+from r1mega.types import EncodedPrompt, SamplingParams
+
+if TYPE_CHECKING:
+    from r1mega.config import OptimizerConfig
+    from r1mega.hookspecs import Generator, Task, Tokenizer
+    from r1mega.policy.build import TrainingTerms
+    from r1mega.policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a checkpoint is measured on the task's held-out problems."""
+
+    samples: int = 4  # per problem
+    max_problems: int = 0  # 0: all of the test split
+    temperature: float = 1.0
+    top_p: float = 1.0
+    metric: str = "accuracy"  # the reward term that says whether a sample is correct
+    every: int = 0  # also after every so many steps; 0: before and after only
+
+
+def make(kind: str, choice: Any, **arguments: Any) -> Any:
+    """The plugin of a config's `PluginChoice`."""
+    assert isinstance(choice, PluginChoice)
+    plugin = plugins.load().registry.get(kind, choice.name)
+    return plugin.factory(choice.config, **arguments) if plugin.config is not None else plugin.factory(**arguments)
+
+
+def make_task(config: StageCommon) -> Task:
+    task: Task = make("tasks", config.task, seed=config.seed)
+    return task
+
+
+def load_tokenizer(config: StageCommon, checkpoint: Path) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint artifact."""
+    tokenizer: Tokenizer = make("tokenizers", config.tokenizer, folder=checkpoint / "tokenizer")
+    return tokenizer
+
+
+def make_policy(config: StageCommon, tokenizer: Tokenizer, *, optimizer: OptimizerConfig | None, steps: int = 0, terms: TrainingTerms | None = None,
+                temperature: float = 1.0) -> Policy:
+    from r1mega.policy.policy import Policy
+
+    return Policy(make("models", config.model), vocab_size=tokenizer.vocab_size, parallel=config.parallel, precision=config.precision, seed=config.seed,
+                  optimizer=optimizer, training_steps=steps, terms=terms, temperature=temperature, timeout_minutes=config.cluster.timeout_minutes)
+
+
+def make_generator(rollout: Any, policy: Policy, tokenizer: Tokenizer) -> Generator:
+    generator: Generator = make("rollouts", rollout, policy=policy, tokenizer=tokenizer)
+    return generator
+
+
+def sampling_of(rollout: Any, tokenizer: Tokenizer, *, temperature: float | None = None, top_p: float | None = None) -> SamplingParams:
+    """The sampling parameters of a rollout group, the end-of-sequence token as stop token."""
+    settings = rollout.config
+    return SamplingParams(
+        max_tokens=settings.max_tokens, temperature=settings.temperature if temperature is None else temperature,
+        top_p=settings.top_p if top_p is None else top_p, stop=tuple(settings.stop), stop_token_ids=(tokenizer.eos_id,))
+
+
+def encode_split(task: Task, split: str, config: StageCommon, tokenizer: Tokenizer, max_tokens: int, limit: int = 0) -> list[EncodedPrompt]:
+    """A split's prompts in the template. Raises `ConfigError` when not one of them leaves room for a completion."""
+    room = make("models", config.model).max_position_embeddings - max_tokens
+    prompts = [encode_prompt(prompt, config.template.prompt, tokenizer) for prompt in task.prompts(split)]
+    kept, dropped = drop_too_long(prompts[:limit] if limit else prompts, room)
+    if not kept:
+        raise ConfigError(f"no {split} prompt leaves room for rollout.max_tokens={max_tokens} within the model's max_position_embeddings="
+                          f"{room + max_tokens} ({dropped} prompts of the task are longer than {room} tokens); lower rollout.max_tokens, or choose another "
+                          "model or task")
+    return kept
+
+
+def seal_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:
+    """Put the tokenizer into a checkpoint artifact and extend its content digest to it. One rank."""
+    tokenizer.save(folder / "tokenizer")
+    digest = hashlib.sha256((folder / "content.sha256").read_bytes())
+    for file in sorted((folder / "tokenizer").iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    (folder / "content.sha256").write_text(digest.hexdigest() + "\n")
+
+
+@dataclass
+class Reporter:
+    """Rank 0 tells the observers and the console about each step; silent elsewhere."""
+
+    context: StageContext
+    total: int
+    start: int
+    _progress: StageProgress | None = field(default=None, init=False)
+
+    def __enter__(self) -> Reporter:
+        if self.context.rank == 0:
+            plugins.load().hook.stage_start(run_dir=self.context.run_dir, stage=self.context.name, stage_dir=self.context.dir, step=self.start)
+            self._progress = StageProgress(self.context.name, self.total, self.start).__enter__()
+        return self
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._progress is not None:
+            plugins.load().hook.step_end(run_dir=self.context.run_dir, stage=self.context.name, stage_dir=self.context.dir, step=step, metrics=metrics)
+            self._progress.update(step, metrics)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(*error)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

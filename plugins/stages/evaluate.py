@@ -1,0 +1,70 @@
+"""Measure a checkpoint on the task's held-out problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from r1mega import hookimpl
+from r1mega.config import Plugin, RewardConfig, StageCommon
+from r1mega.hookspecs import Register
+from r1mega.recipe.context import StageContext
+from r1mega.recipe.files import write_json
+from r1mega.rewards.pool import RewardPool
+from r1mega.rollout.evaluate import evaluate
+from r1mega.rollout.samples import write_samples
+
+from ._setup import EvaluationConfig, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(StageCommon):
+    """Which generator, which rewards, how many samples."""
+
+    rollout: Plugin = field(default_factory=dict)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    samples_logged: int = 32
+
+
+class Evaluate:
+    """pass@1, cons@k, length and format rate of a checkpoint on held-out problems."""
+
+    version: ClassVar[str] = "1"
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint"}
+    outputs: ClassVar[Mapping[str, str]] = {"report": "Report"}
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        from r1mega.policy import artifact
+
+        config = self.config
+        task, tokenizer = make_task(config), load_tokenizer(config, context.inputs["policy"])
+        policy = make_policy(config, tokenizer, optimizer=None)
+        artifact.load(policy, context.inputs["policy"])
+        generator = make_generator(config.rollout, policy, tokenizer)
+        settings = config.evaluation
+        sampling = sampling_of(config.rollout, tokenizer, temperature=settings.temperature, top_p=settings.top_p)
+        prompts = encode_split(task, "test", config, tokenizer, sampling.max_tokens, settings.max_problems)
+        pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
+        try:
+            metrics, groups = evaluate(prompts, settings.samples, generator=generator, pool=pool, ranks=policy.ranks, sampling=sampling, seed=config.seed,
+                                       metric=settings.metric)
+        finally:
+            if pool is not None:
+                pool.close()
+        if context.rank == 0:
+            write_json(context.output("report") / "report.json", metrics)
+        if policy.ranks.dp_rank == 0 and policy.ranks.is_lead:
+            context.rollouts.mkdir(parents=True, exist_ok=True)
+            write_samples(context.rollouts / "samples.jsonl", 0, groups, config.samples_logged)
+        policy.ranks.barrier()
+        return metrics
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("evaluate", Evaluate, config=EvaluateConfig)
