@@ -139,11 +139,6 @@ def adopt_cpu_torch() -> None:
 @functools.cache
 def adapt_megatron_to_cpu() -> None:
     """Make the imported Megatron-Core run on a CPU. Idempotent."""
-    from megatron.core import jit
-
-    # Before anything decorates itself with it: compiling needs a C++ compiler and minutes, and saves nothing at CPU sizes.
-    jit.disable_jit_fuser()
-
     import megatron.core.dist_checkpointing
     import megatron.core.distributed
     import megatron.core.models.gpt.gpt_layer_specs
