@@ -110,7 +110,7 @@ class Learner:
         from r1mega.policy import artifact
 
         folder = self.context.output("checkpoint")
-        artifact.export(self.policy, folder)
+        artifact.export_artifact(self.policy, folder, before_rename=self.context.check_epoch)
         if self.context.rank == 0:
             self.seal(folder)
         self.policy.ranks.barrier()

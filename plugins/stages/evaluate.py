@@ -44,7 +44,7 @@ class Evaluate:
         config = self.config
         task, tokenizer = make_task(config), load_tokenizer(config, context.inputs["policy"])
         policy = make_policy(config, tokenizer, optimizer=None)
-        artifact.load(policy, context.inputs["policy"])
+        artifact.load_artifact(policy, context.inputs["policy"])
         generator = make_generator(config.rollout, policy, tokenizer)
         settings = config.evaluation
         sampling = sampling_of(config.rollout, tokenizer, temperature=settings.temperature, top_p=settings.top_p)

@@ -84,7 +84,7 @@ class Pretrain:
                 reporter.step(step, metrics)
                 if step % config.checkpoint.every == 0 or step == config.steps:
                     checkpoint.save(policy, context.checkpoints, step, {}, keep_last=config.checkpoint.keep_last, before_rename=context.check_epoch)
-        artifact.export(policy, context.output("checkpoint"))
+        artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
         if context.rank == 0:
             seal_checkpoint(context.output("checkpoint"), tokenizer)
         policy.ranks.barrier()

@@ -97,7 +97,7 @@ class RL:
         terms = TrainingTerms(config.moe_aux_loss_coeff, config.moe_router_bias_update_rate, config.mtp_loss_scaling_factor, mtp_detach=True)
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=config.steps, terms=terms,
                              temperature=sampling.temperature or 1.0)
-        artifact.load(policy, context.inputs["policy"])
+        artifact.load_artifact(policy, context.inputs["policy"])
         learner = Learner(config=config, context=context, policy=policy, generator=make_generator(config.rollout, policy, tokenizer),
                           algorithm=make("algorithms", config.algorithm), train=train, sampling=sampling,
                           seal=lambda folder: seal_checkpoint(folder, tokenizer))
