@@ -1,6 +1,6 @@
-"""One rank of test_layouts.py: builds the policy on a layout, trains on fixed samples and writes what it saw. Not a test itself.
+"""One rank of test_layouts.py: builds the policy on one layout after another, trains on fixed samples, writes what it saw. Not a test itself.
 
-    python ranks_layouts.py <settings.json>      settings: out, parallel, micro_batches, adam_steps; the rank comes from the environment
+    python ranks_layouts.py <settings.json>      {out, adam_steps, layouts: [{model, parallel, micro_batches}]}; the rank is in the environment
 
 Every rank writes its shards of each tensor with their global place, as Megatron's checkpoint metadata gives it; the test puts them together.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.utils import nested_values
 
@@ -30,12 +31,15 @@ from r1mega.types import MicroBatch, TrainSequence
 
 VOCAB = 100
 LENGTHS = (7, 20, 13, 30, 3, 25, 9, 16, 11)
-ARCHITECTURE = Architecture(
-    num_layers=4, hidden_size=32, ffn_hidden_size=64, num_attention_heads=4, max_position_embeddings=64, qk_layernorm=True, mtp_num_layers=1,
-    init_method_std=0.05, mla=MLA(kv_lora_rank=16, qk_head_dim=8, qk_pos_emb_head_dim=4, v_head_dim=8, q_lora_rank=16),
-    moe=MoE(num_moe_experts=4, moe_ffn_hidden_size=32, moe_router_topk=2, moe_shared_expert_intermediate_size=32, moe_router_num_groups=2,
-            moe_router_group_topk=1, moe_router_topk_scaling_factor=2.5))
-TERMS = TrainingTerms(mtp_loss_scaling_factor=0.3, mtp_detach=False)
+COMMON: dict[str, Any] = {"num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64,
+                          "qk_layernorm": True, "init_method_std": 0.05}
+ARCHITECTURES = {
+    "deepseek": Architecture(
+        **COMMON, mtp_num_layers=1, mla=MLA(kv_lora_rank=16, qk_head_dim=8, qk_pos_emb_head_dim=4, v_head_dim=8, q_lora_rank=16),
+        moe=MoE(num_moe_experts=4, moe_ffn_hidden_size=32, moe_router_topk=2, moe_shared_expert_intermediate_size=32, moe_router_num_groups=2,
+                moe_router_group_topk=1, moe_router_topk_scaling_factor=2.5)),
+    "tied-gqa": Architecture(**COMMON, num_query_groups=2, kv_channels=16, add_qkv_bias=True, tied_embeddings=True),
+}
 Shard = tuple[str, tuple[int, ...], tuple[int, ...], int, torch.Tensor]  # key, whole shape, offset, leading axes that the data lacks, data
 
 
@@ -56,9 +60,11 @@ def loss_fn(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) ->
     return -(logprobs * batch.weights).sum() - 0.1 * (entropy * seen).sum(), {"entropy": (entropy * seen).sum()}
 
 
-def build(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Policy:
-    policy = Policy(ARCHITECTURE, vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=optimizer, training_steps=100,
-                    terms=TERMS, timeout_minutes=1)
+def build(model: str, parallel: ParallelConfig, optimizer: OptimizerConfig) -> Policy:
+    architecture = ARCHITECTURES[model]
+    terms = TrainingTerms(mtp_loss_scaling_factor=0.3 if architecture.mtp_num_layers else 0.0, mtp_detach=False)
+    policy = Policy(architecture, vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=optimizer,
+                    training_steps=100, terms=terms, timeout_minutes=2)
     for chunk in policy.chunks:
         for name, buffer in chunk.named_buffers():
             if name.endswith("expert_bias"):  # not all zero, so that it takes part in the routing
@@ -104,26 +110,32 @@ def logprobs_by_id(policy: Policy, split: list[list[TrainSequence]], batches: li
     return found
 
 
-def main(settings: dict[str, Any]) -> None:
-    parallel = ParallelConfig(**settings["parallel"])
-    out = Path(settings["out"])
+def observe(model: str, parallel: ParallelConfig, count: int, adam_steps: int) -> dict[str, Any]:
+    """What this rank sees of one layout, training on `count` micro-batches a replica and step."""
     # Megatron's distributed optimizer shards Adam's state alone; without it every rank holds whole gradients.
-    policy = build(parallel, OptimizerConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, clip_grad=1e9, use_distributed_optimizer=False))
-    split, batches = micro_batches(policy, settings["micro_batches"])
+    sgd = OptimizerConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, clip_grad=1e9, use_distributed_optimizer=False)
+    policy = build(model, parallel, sgd)
+    split, batches = micro_batches(policy, count)
     seen: dict[str, Any] = {"initial": shards(policy), "lead": policy.ranks.is_lead, "logprobs": logprobs_by_id(policy, split, batches)}
     result = policy.train_step(batches, loss_fn)
     seen |= {"loss": result.loss, "grad_norm": result.grad_norm, "sums": dict(result.sums), "updated_weights": shards(policy)}
     with gradients_as_weights(policy):
         seen["gradients"] = [shard for shard in shards(policy) if not shard[0].endswith("expert_bias")]
+    adam = build(model, parallel, OptimizerConfig(lr=3e-3, clip_grad=1.0))
+    steps = [adam.train_step(batches, loss_fn) for _ in range(adam_steps)]
+    return seen | {"adam_losses": [step.loss for step in steps], "adam_norms": [step.grad_norm for step in steps]}
 
-    adam = build(parallel, OptimizerConfig(lr=3e-3, clip_grad=1.0))
-    steps = [adam.train_step(batches, loss_fn) for _ in range(settings["adam_steps"])]
-    seen |= {"adam_losses": [step.loss for step in steps], "adam_norms": [step.grad_norm for step in steps]}
-    torch.save(seen, out / f"rank{policy.ranks.rank}.pt")
+
+def main(settings: dict[str, Any]) -> None:
+    rank = os.environ["RANK"]
+    for number, layout in enumerate(settings["layouts"]):
+        seen = observe(layout["model"], ParallelConfig(**layout["parallel"]), layout["micro_batches"], settings["adam_steps"])
+        torch.save(seen, Path(settings["out"]) / f"layout{number}-rank{rank}.pt")
+        parallel_state.destroy_model_parallel()
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(90, exit=True)
+    faulthandler.dump_traceback_later(400, exit=True)
     torch.set_num_threads(1)
     main(json.loads(Path(sys.argv[1]).read_text()))
     faulthandler.cancel_dump_traceback_later()
