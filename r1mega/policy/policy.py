@@ -18,6 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
+from r1mega.errors import R1MegaError
 from r1mega.policy import build
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.initialize import initialize_weights
@@ -66,6 +67,7 @@ class Policy:
         self.optimizer: Any = None
         self.scheduler: OptimizerParamScheduler | None = None
         self.version = 0  # of the weights: the number of updates they have had
+        self.foreign_weights: str | None = None  # the weight set that stands in for the current weights (`WeightSets.use`)
         if optimizer is not None:
             self.models = list(build.wrap_data_parallel(self.config, self.chunks, optimizer))
             for model in self.models:
@@ -114,6 +116,8 @@ class Policy:
         `loss_fn` returns sums over a micro-batch. The step's loss is the sum over all micro-batches of all replicas divided once by the global
         number of loss tokens (positions with weight > 0); aggregation other than per token is expressed in the weights.
         """
+        if self.foreign_weights is not None:
+            raise R1MegaError(f"cannot train while weight set '{self.foreign_weights}' stands in for the weights")
         for model in self.models:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
