@@ -18,7 +18,7 @@ from r1mega.recipe.context import StageContext
 from r1mega.rollout.packing import plan
 from r1mega.types import TrainSequence
 
-from ._setup import Reporter, load_tokenizer, make_policy, make_task, seal_checkpoint
+from ._setup import Reporter, load_tokenizer, make, make_policy, make_task, seal_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ class PretrainConfig(StageCommon):
 
     steps: int = 400
     documents_per_step: int = 128
+    max_tokens_per_step: int = 0  # a step takes its documents up to so many tokens, however many it would have; 0: all of them
     micro_batch_tokens: int = 8192  # tokens of one packed micro-batch
     tokenizer_documents: int = 2000  # the tokenizer is trained on so many
     moe_aux_loss_coeff: float = 1e-4  # DeepSeek-V3's sequence balance loss
@@ -70,7 +71,7 @@ class Pretrain:
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=config.steps, terms=terms)
         loaded = checkpoint.load_latest(policy, context.checkpoints)
         start = loaded.step if loaded else 0
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = dict(loaded.extra) if loaded else {}
         with Reporter(context, config.steps, start) as reporter:
             for step in range(start + 1, config.steps + 1):
                 began = time.perf_counter()
@@ -83,7 +84,8 @@ class Pretrain:
                            "packing_fill": packed.fill, "seconds": seconds}
                 reporter.step(step, metrics)
                 if step % config.checkpoint.every == 0 or step == config.steps:
-                    checkpoint.save(policy, context.checkpoints, step, {}, keep_last=config.checkpoint.keep_last, before_rename=context.check_epoch)
+                    checkpoint.save(policy, context.checkpoints, step, {"loss": result.loss}, keep_last=config.checkpoint.keep_last,
+                                    before_rename=context.check_epoch)
         artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
         if context.rank == 0:
             seal_checkpoint(context.output("checkpoint"), tokenizer)
@@ -111,12 +113,16 @@ class Pretrain:
         return response if question is None else self.config.template.prompt.replace("{question}", question) + response
 
     def _sequences(self, task: Any, tokenizer: Tokenizer, step: int) -> list[TrainSequence]:
-        """The step's documents: a pure function of (seed, step), so that a resumed run sees the same ones."""
+        """The step's documents, cut at the model's context: a pure function of (seed, step), so that a resumed run sees the same ones."""
         config = self.config
-        limit = config.micro_batch_tokens
-        found = []
+        limit = min(config.micro_batch_tokens, make("models", config.model).max_position_embeddings)
+        most, total = config.max_tokens_per_step, 0
+        found: list[TrainSequence] = []
         for index, (question, response) in enumerate(task.documents(config.documents_per_step, config.seed * 1_000_003 + step)):
             tokens = np.array([*tokenizer.encode(self._text(question, response)), tokenizer.eos_id][:limit], np.int64)
+            total += len(tokens)
+            if most and total > most and len(found) >= config.parallel.data_parallel_size:
+                break
             found.append(TrainSequence(str(index), tokens, np.ones(len(tokens), np.float32)))
         return found
 
