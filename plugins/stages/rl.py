@@ -74,16 +74,21 @@ class RL:
         with learner, Reporter(context, self.config.steps, learner.step) as reporter:
             before = learner.once("evaluation_before", lambda: self._evaluate(learner, context, 0))
             while learner.step < self.config.steps:
+                if self._evaluation_due(learner.step):
+                    learner.once(f"evaluation_{learner.step:08d}", lambda: self._evaluate(learner, context, learner.step))
                 groups = learner.collect()
                 for minibatch in learner.minibatches(groups):
                     metrics = learner.update(minibatch)
                     reporter.step(learner.step, metrics)
                 learner.end_rollout(groups)
-                if self.config.evaluation.every and learner.step % self.config.evaluation.every < self.config.updates_per_rollout:
-                    self._evaluate(learner, context, learner.step)
             after = self._evaluate(learner, context, learner.step)
         learner.export()
         return after | {f"{name}_before": value for name, value in before.items()} | {"steps": learner.step, "skipped_updates": learner.skipped}
+
+    def _evaluation_due(self, step: int) -> bool:
+        """Whether the first rollout that begins at or after a multiple of `evaluation.every` steps begins now."""
+        every = self.config.evaluation.every
+        return bool(every and step) and step % every < self.config.updates_per_rollout
 
     def _learner(self, context: StageContext) -> Learner:
         from r1mega.policy import artifact
