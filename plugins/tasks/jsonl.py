@@ -122,7 +122,7 @@ def _jsonl(file: Path) -> Rows:
 
 def _parse(line: bytes) -> Mapping[str, Any] | BadRowError:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.rstrip().decode("utf-8-sig"))  # without its end, so that a torn line is reported at its last column
     except UnicodeDecodeError as error:
         return BadRowError(f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
