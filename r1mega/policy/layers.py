@@ -11,27 +11,35 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
+from r1mega.policy.kernels import from_rectangles, rms_normalize, to_rectangles
+from r1mega.policy.latent import PackedLatentAttention
 from r1mega.policy.packed import DecodeBatch, PackedBatch, PackPlan, PrefillBatch
 
 
 def packed_causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: PackPlan, scale: float | None) -> torch.Tensor:
     """Causal attention inside each sequence of a packed row. q, k, v: [T, heads, d] (k and v may have fewer heads); returns [T, heads, d of v]."""
+    if plan.inverse is not None:
+        assert plan.rows is not None
+        q, k, v = (to_rectangles(x, plan.rows, plan.inverse) for x in (q, k, v))
     repeats = q.shape[1] // k.shape[1]
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     outputs = []
-    for bucket in plan.buckets:
-        whole = plan.inverse is None
-        rectangle = [(x if whole else x.index_select(0, bucket.rows.flatten())).view(bucket.count, bucket.longest, *x.shape[1:]).transpose(1, 2)
-                     for x in (q, k, v)]
-        out = F.scaled_dot_product_attention(*rectangle, is_causal=True, scale=scale)
+    sizes = [bucket.count * bucket.longest for bucket in plan.buckets]
+    for bucket, *parts in zip(plan.buckets, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        query, key, value = (x.view(bucket.count, bucket.longest, *x.shape[1:]).transpose(1, 2) for x in parts)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         outputs.append(out.transpose(1, 2).reshape(bucket.count * bucket.longest, q.shape[1], -1))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return out if plan.inverse is None else out.index_select(0, plan.inverse)
+    if plan.inverse is None:
+        return out
+    assert plan.rows is not None
+    assert plan.padding is not None
+    return from_rectangles(out, plan.rows, plan.inverse, plan.padding)
 
 
 class CoreAttention(MegatronModule):
@@ -86,6 +94,12 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., h] -> [..., h]."""
+        if x.device.type != "cpu" or x.dtype != self.weight.dtype or x.dtype == torch.bfloat16:
+            return super().forward(x)
+        return rms_normalize(x, self.weight, self.eps or 0.0)
+
 
 class ReplicatedLinear(MegatronModule):
     """A linear layer whose whole weight every tensor-parallel rank holds: MLA's down projections, as Transformer Engine builds them.
@@ -129,6 +143,21 @@ class PositionalRotary(torch.nn.Module):
         """Angles [T, 1(, 1), d], with YaRN also its scale."""
         if not isinstance(where, PackedBatch):
             return self.inner(where, *args, **kwargs)
+        angles = self._angles(where)
+        if not self.per_head:
+            angles = angles.squeeze(1)
+        return angles if self._mscale is None else (angles, self._mscale)
+
+    def phase(self, where: PackedBatch, before: int) -> torch.Tensor:
+        """e^(i angle) as complex64 [T, 1, (before + d) / 2], 1 for the first `before` coordinates. The first layer's is kept for the others."""
+        if where.phase is None:
+            angles = self._angles(where)[:, 0].float()
+            angles = angles[..., : angles.shape[-1] // 2]  # the second half repeats the first
+            turning = torch.polar(torch.full_like(angles, self._mscale or 1.0), angles)
+            where.phase = torch.cat([turning.new_ones(*turning.shape[:2], before // 2), turning], dim=-1)
+        return where.phase
+
+    def _angles(self, where: PackedBatch) -> torch.Tensor:
         assert where.positions is not None
         longest = where.max_seqlen_q
         if self._table is None or self._table.shape[0] < longest:
@@ -138,10 +167,7 @@ class PositionalRotary(torch.nn.Module):
             table = self.inner(size)
             self._table, self._mscale = table if isinstance(table, tuple) else (table, None)
             self._table = self._table.detach()
-        angles = self._table[where.positions]  # [T, 1, 1, d]
-        if not self.per_head:
-            angles = angles.squeeze(1)
-        return angles if self._mscale is None else (angles, self._mscale)
+        return self._table[where.positions]  # [T, 1, 1, d]
 
 
 def adapt_spec(spec: Any) -> Any:
@@ -151,6 +177,8 @@ def adapt_spec(spec: Any) -> Any:
         return CoreAttention
     if spec is WrappedTorchNorm:
         return RMSNorm
+    if spec is MLASelfAttention:
+        return PackedLatentAttention
     if isinstance(spec, type) and spec.__name__ == "TEDotProductAttention":
         return type("CoreAttentionTE", (CoreAttention,), {"inner_class": spec})
     if isinstance(spec, functools.partial):

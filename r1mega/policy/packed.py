@@ -33,6 +33,8 @@ class PackPlan:
 
     buckets: tuple[Bucket, ...]
     inverse: torch.Tensor | None  # int64 [T]: where token t lies in the concatenated rectangles; None: the row is one full rectangle in order
+    rows: torch.Tensor | None = None  # int64: the rows of all buckets, one after the other; present if `inverse` is
+    padding: torch.Tensor | None = None  # int64: which of them are padding
 
 
 def plan_pack(lengths: Sequence[int], device: torch.device, growth: float = 1.3) -> PackPlan:
@@ -50,19 +52,22 @@ def plan_pack(lengths: Sequence[int], device: torch.device, growth: float = 1.3)
         if not groups or lengths[i] > max(8, growth * lengths[groups[-1][0]]):
             groups.append([])
         groups[-1].append(i)
+    shapes = [(len(group), lengths[group[-1]]) for group in groups]
+    order = [i for group in groups for i in sorted(group)]  # inside a rectangle the sequences keep their order
+    start = torch.tensor([starts[i] for i in order])
+    length = torch.tensor([lengths[i] for i in order])
+    widths = torch.tensor([longest for count, longest in shapes for _ in range(count)])  # of each sequence's row in its rectangle
+    total = sum(count * longest for count, longest in shapes)
+    sequence = torch.repeat_interleave(torch.arange(len(order)), widths, output_size=total)
+    column = torch.arange(total) - (widths.cumsum(0) - widths)[sequence]
+    inside = column < length[sequence]
+    rows = torch.where(inside, start[sequence] + column, 0)
     inverse = torch.empty(sum(lengths), dtype=torch.int64)
-    buckets, offset = [], 0
-    for group in map(sorted, groups):  # inside a rectangle the sequences keep their order
-        longest = max(lengths[i] for i in group)
-        start = torch.tensor([starts[i] for i in group])[:, None]
-        length = torch.tensor([lengths[i] for i in group])[:, None]
-        column = torch.arange(longest)[None]
-        inside = column < length
-        rows = torch.where(inside, start + column, 0)
-        inverse[rows[inside]] = (offset + torch.arange(len(group))[:, None] * longest + column)[inside]
-        offset += len(group) * longest
-        buckets.append(Bucket(rows.to(device), len(group), longest))
-    return PackPlan(tuple(buckets), inverse.to(device))
+    inverse[rows[inside]] = inside.nonzero()[:, 0]
+    rows, padding = rows.to(device), (~inside).nonzero()[:, 0].to(device)
+    parts = rows.split([count * longest for count, longest in shapes])
+    buckets = tuple(Bucket(part.view(shape), *shape) for part, shape in zip(parts, shapes, strict=True))
+    return PackPlan(buckets, inverse.to(device), rows, padding)
 
 
 @dataclass
@@ -75,6 +80,7 @@ class PackedBatch(PackedSeqParams):
 
     positions: torch.Tensor | None = None  # int64 [T]
     plan: PackPlan | None = None
+    phase: torch.Tensor | None = None  # what the first attention layer computed of the positions, for the layers after it
 
 
 @dataclass
