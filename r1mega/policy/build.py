@@ -47,11 +47,11 @@ def transformer_engine_available() -> bool:
     return True
 
 
-def use_transformer_engine(precision: PrecisionConfig, parallel: ParallelConfig, platform: Platform) -> bool:
+def use_transformer_engine(precision: PrecisionConfig, platform: Platform) -> bool:
     """Whether Transformer Engine layers are built. Raises `UserError` naming the missing extra where the configuration needs them."""
     wanted = precision.transformer_engine
     needs = [f"precision.fp8={precision.fp8}"] if precision.fp8 else []
-    needs += [f"parallel.context_parallel_size={parallel.context_parallel_size}"] if parallel.context_parallel_size > 1 else []
+    needs += [f"precision.exp_avg_dtype={precision.exp_avg_dtype}"] if precision.exp_avg_dtype != "fp32" else []
     needs += ["precision.transformer_engine=true"] if wanted else []
     if needs and not platform.is_cuda:
         raise UserError(f"{needs[0]} needs a CUDA GPU with Transformer Engine; this machine has no GPU that torch can use (r1mega doctor)")

@@ -52,7 +52,7 @@ class Policy:
         """Build everything on this rank. Without `optimizer` the policy can only score and generate."""
         terms = terms or build.TrainingTerms()
         self.platform = get_platform()
-        self.transformer_engine = build.use_transformer_engine(precision, parallel, self.platform)
+        self.transformer_engine = build.use_transformer_engine(precision, self.platform)
         initialize_distributed(self.platform, timeout_minutes)
         torch.manual_seed(seed)
         build.initialize_parallel(parallel, seed)
