@@ -7,7 +7,6 @@ sequence being generated; when it ends the slot is refilled at once. The last sl
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 
 class SlotCache:
@@ -21,9 +20,10 @@ class SlotCache:
         # Set before every pass:
         self.rows = 0  # decode: how many leading slots take part
         self.longest = 0  # decode: the longest of them after this token
-        self.bias: torch.Tensor | None = None  # decode: [rows, 1, 1, longest], 0 where a slot has a token, -inf where not
         self.sources: torch.Tensor | None = None  # prefill: [S] which prompt fills each target slot
         self.targets: torch.Tensor | None = None  # prefill: [S]
+        self._positions: torch.Tensor | None = None  # decode: [rows], where the new tokens stand
+        self._prepared: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}  # decode: (key heads, type) -> places, bias
 
     def _layer(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if layer not in self._keys:
@@ -33,10 +33,21 @@ class SlotCache:
 
     def begin_decode(self, positions: torch.Tensor, longest: int) -> None:
         """Before a decode pass over the leading `len(positions)` slots, the new token of slot b standing at `positions[b]`."""
-        self.rows, self.longest = len(positions), longest
-        column = torch.arange(longest, device=positions.device)
-        seen = column[None] <= positions[:, None]
-        self.bias = torch.zeros(seen.shape, device=positions.device).masked_fill_(~seen, float("-inf"))[:, None, None]
+        self.rows, self.longest, self._positions = len(positions), longest, positions
+        self._prepared = {}
+
+    def _prepare(self, heads: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for all layers of a pass: the flat places of the new keys [rows * heads], and the bias [rows * heads, 1, longest] that is 0
+        where a slot has a token and -inf where not."""
+        if (heads, dtype) not in self._prepared:
+            positions = self._positions
+            assert positions is not None
+            slot_heads = torch.arange(self.rows * heads, device=positions.device)
+            of_heads = positions.repeat_interleave(heads)
+            unseen = torch.arange(self.longest, device=positions.device) > of_heads[:, None]
+            bias = torch.zeros(unseen.shape, dtype=dtype, device=positions.device).masked_fill_(unseen, float("-inf"))
+            self._prepared[heads, dtype] = slot_heads * self.capacity + of_heads, bias[:, None]
+        return self._prepared[heads, dtype]
 
     def store_prompts(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Copy the prompts' keys and values [U, P, heads, d] (padded behind) to the target slots."""
@@ -47,17 +58,20 @@ class SlotCache:
         keys[self.targets, :, :length] = k.transpose(1, 2)[self.sources]
         values[self.targets, :, :length] = v.transpose(1, 2)[self.sources]
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
-        """One decode step: store k, v [B, heads, d] at `positions`, return the attention output [B, heads of q, d of v]."""
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """One decode step: store k, v [B, heads, d] of the new tokens, return the attention output [B, heads of q, d of v]."""
         keys, values = self._layer(layer, k, v)
-        index = torch.arange(self.rows, device=q.device)
-        keys[index, :, positions] = k
-        values[index, :, positions] = v
-        keys, values = keys[: self.rows, :, : self.longest], values[: self.rows, :, : self.longest]
-        group = q.shape[1] // k.shape[1]
-        q = q.view(self.rows, k.shape[1], group, q.shape[2])  # queries that share a key head are rows of one product
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.bias.to(q.dtype) if self.bias is not None else None, scale=scale)
-        return out.reshape(self.rows, k.shape[1] * group, -1)
+        rows, heads = self.rows, k.shape[1]
+        places, bias = self._prepare(heads, q.dtype)
+        keys.view(-1, k.shape[2]).index_copy_(0, places, k.reshape(-1, k.shape[2]))
+        values.view(-1, v.shape[2]).index_copy_(0, places, v.reshape(-1, v.shape[2]))
+        seen_keys = keys[:rows].view(rows * heads, self.capacity, -1)[:, : self.longest]
+        seen_values = values[:rows].view(rows * heads, self.capacity, -1)[:, : self.longest]
+        q = q.reshape(rows * heads, q.shape[1] // heads, q.shape[2])  # queries that share a key head are rows of one product
+        # For one query per slot plain products are faster on a CPU than the fused kernel, which is made for long rows.
+        scores = torch.baddbmm(bias, q, seen_keys.transpose(1, 2), alpha=scale)
+        out = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(v.dtype), seen_values)
+        return out.view(rows, -1, v.shape[2])
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Copy whole slots, to bring the active ones together at the front."""

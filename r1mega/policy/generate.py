@@ -19,6 +19,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from r1mega.policy.cache import SlotCache
+from r1mega.policy.direct import DirectDecoder, runs_directly
 from r1mega.policy.packed import DecodeBatch, PrefillBatch, plan_pack
 from r1mega.policy.policy import Policy, expert_parallel_group
 from r1mega.policy.sampling import draw, uniforms
@@ -32,6 +33,7 @@ class _Slots:
     """What each of the B slots is doing. Arrays are indexed by slot."""
 
     request: list[GenerationRequest | None]
+    busy: np.ndarray  # bool: whether there is a request
     position: np.ndarray  # int64: where the next token will stand
     start: np.ndarray  # int64: length of the prompt
     last: np.ndarray  # int64: the newest token, not yet in the cache
@@ -40,20 +42,41 @@ class _Slots:
     temperature: np.ndarray
     top_p: np.ndarray
     seed: np.ndarray  # uint64
+    limit: np.ndarray  # int64: most tokens of the completion
+    stops: np.ndarray  # int64 [B, most stop tokens of a request], -1 where there are fewer
+    listens: np.ndarray  # bool: whether there are stop strings
 
     @classmethod
-    def empty(cls, count: int, longest: int) -> _Slots:
-        integers = [np.zeros(count, np.int64) for _ in range(3)]
-        return cls([None] * count, *integers, np.zeros((count, longest), np.int64), np.zeros((count, longest)), np.ones(count), np.ones(count),
-                   np.zeros(count, np.uint64))
+    def empty(cls, count: int, longest: int, most_stops: int) -> _Slots:
+        def zeros() -> np.ndarray:
+            return np.zeros(count, np.int64)
 
-    def active(self) -> list[int]:
-        return [slot for slot, request in enumerate(self.request) if request is not None]
+        return cls(
+            request=[None] * count, busy=np.zeros(count, bool), position=zeros(), start=zeros(), last=zeros(), tokens=np.zeros((count, longest), np.int64),
+            logprobs=np.zeros((count, longest)), temperature=np.ones(count), top_p=np.ones(count), seed=np.zeros(count, np.uint64), limit=zeros(),
+            stops=np.full((count, most_stops), -1), listens=np.zeros(count, bool))
 
-    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        for array in (self.position, self.start, self.last, self.tokens, self.logprobs, self.temperature, self.top_p, self.seed):
+    def active(self) -> np.ndarray:
+        return np.flatnonzero(self.busy)
+
+    def admit(self, slot: int, request: GenerationRequest) -> None:
+        sampling = request.sampling
+        self.request[slot], self.busy[slot] = request, True
+        self.start[slot] = self.position[slot] = len(request.prompt_tokens)
+        self.temperature[slot], self.top_p[slot], self.limit[slot] = sampling.temperature, sampling.top_p, sampling.max_tokens
+        self.seed[slot] = request.seed & 0xFFFFFFFFFFFFFFFF
+        self.stops[slot], self.listens[slot] = -1, bool(sampling.stop)
+        self.stops[slot, : len(sampling.stop_token_ids)] = sampling.stop_token_ids
+
+    def release(self, slot: int) -> None:
+        self.request[slot], self.busy[slot] = None, False
+
+    def move(self, sources: np.ndarray, targets: np.ndarray) -> None:
+        for array in (self.position, self.start, self.last, self.tokens, self.logprobs, self.temperature, self.top_p, self.seed, self.limit,
+                      self.stops, self.listens):
             array[targets] = array[sources]
-        for source, target in zip(sources, targets, strict=True):
+        self.busy[targets], self.busy[sources] = True, False
+        for source, target in zip(sources.tolist(), targets.tolist(), strict=True):
             self.request[target], self.request[source] = self.request[source], None
 
 
@@ -79,17 +102,19 @@ class Engine:
         count = min(self.max_slots, max(1, len(requests)))
         longest = max((request.sampling.max_tokens for request in requests), default=1)
         capacity = max((len(r.prompt_tokens) + r.sampling.max_tokens for r in requests), default=2)
-        self._slots = _Slots.empty(count, longest)
+        most_stops = max((len(r.sampling.stop_token_ids) for r in requests), default=0)
+        self._slots = _Slots.empty(count, longest, most_stops)
+        self._direct = DirectDecoder(policy) if runs_directly(policy) else None
         self._cache = self._fitting_cache(count, capacity)
         while True:
-            free = self._slots.request.count(None)
+            free = count - int(self._slots.busy.sum())
             prefill = bool(self._waiting) and (free == count or free >= min(self.refill, len(self._waiting)))
             prefill, running = self._agree(prefill, free < count)
             if not (prefill or running):
                 break
             if prefill:
                 self._prefill()
-            if self._agree(False, self._slots.request.count(None) < count)[1]:
+            if self._agree(False, bool(self._slots.busy.any()))[1]:
                 self._decode()
         for chunk in policy.chunks:
             chunk.train()
@@ -113,7 +138,7 @@ class Engine:
     def _prefill(self) -> None:
         """Admit waiting requests to the free slots: compute their prompts, draw their first tokens."""
         slots, device = self._slots, self.policy.platform.device
-        targets = [slot for slot, request in enumerate(slots.request) if request is None][: len(self._waiting)]
+        targets = np.flatnonzero(~slots.busy)[: len(self._waiting)]
         admitted = [self._waiting.popleft() for _ in targets]
         prompts = list(dict.fromkeys(request.prompt_tokens for request in admitted)) or [(0,)]
         place = {prompt: index for index, prompt in enumerate(prompts)}
@@ -127,18 +152,15 @@ class Engine:
         assert cache is not None
         sources = [place[request.prompt_tokens] for request in admitted]
         cache.sources = torch.tensor(sources, dtype=torch.int64, device=device)
-        cache.targets = torch.tensor(targets, dtype=torch.int64, device=device)
+        cache.targets = torch.from_numpy(targets).to(device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         batch = PrefillBatch(qkv_format="sbhd", max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths), positions=positions,
                              plan=plan_pack(lengths, device, growth=math.inf), cache=cache, logit_rows=rows)
         tokens = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int64, device=device)
         logits = self._forward(batch, tokens, positions)
-        for slot, request in zip(targets, admitted, strict=True):
-            slots.request[slot] = request
-            slots.start[slot] = slots.position[slot] = len(request.prompt_tokens)
-            slots.temperature[slot], slots.top_p[slot] = request.sampling.temperature, request.sampling.top_p
-            slots.seed[slot] = request.seed & 0xFFFFFFFFFFFFFFFF
-        self._advance(np.array(targets, np.int64), None if logits is None else logits[cache.sources])
+        for slot, request in zip(targets.tolist(), admitted, strict=True):
+            slots.admit(slot, request)
+        self._advance(targets, None if logits is None else logits[cache.sources])
 
     # ----------------------------------------------------------------------------------------------------------------------------- decode
 
@@ -146,10 +168,10 @@ class Engine:
         """One more token for every active slot."""
         slots, device = self._slots, self.policy.platform.device
         active = slots.active()
-        if not self._waiting and active and len(active) <= 0.7 * (active[-1] + 1):
+        if not self._waiting and len(active) and len(active) <= 0.7 * (active[-1] + 1):
             self._compact(active)
             active = slots.active()
-        rows = active[-1] + 1 if active else 1
+        rows = int(active[-1]) + 1 if len(active) else 1
         padded = -(-rows // self.policy.pad_multiple) * self.policy.pad_multiple
         position, last = np.zeros(padded, np.int64), np.zeros(padded, np.int64)
         position[active], last[active] = slots.position[active], slots.last[active]
@@ -159,20 +181,20 @@ class Engine:
         assert cache is not None
         cache.begin_decode(positions, longest)
         batch = DecodeBatch(qkv_format="sbhd", max_seqlen_q=longest, max_seqlen_kv=longest, positions=positions, cache=cache)
-        logits = self._forward(batch, torch.from_numpy(last).to(device), positions)
+        tokens = torch.from_numpy(last).to(device)
+        logits = self._direct(batch, tokens) if self._direct is not None else self._forward(batch, tokens, positions)
         slots.position[active] += 1
-        full = len(active) == rows
-        index = np.array(active, np.int64)
-        self._advance(index, None if logits is None else logits[:rows] if full else logits[torch.from_numpy(index).to(device)])
+        if logits is not None:
+            logits = logits[:rows] if len(active) == rows else logits[torch.from_numpy(active).to(device)]
+        self._advance(active, logits)
 
-    def _compact(self, active: list[int]) -> None:
+    def _compact(self, active: np.ndarray) -> None:
         """Move the active slots to the front."""
-        count = len(active)
-        targets = [slot for slot in range(count) if self._slots.request[slot] is None]
-        sources = active[count - len(targets):]
+        targets = np.flatnonzero(~self._slots.busy[: len(active)])
+        sources = active[len(active) - len(targets):]
         self._slots.move(sources, targets)
         assert self._cache is not None
-        self._cache.move(torch.tensor(sources), torch.tensor(targets))
+        self._cache.move(torch.from_numpy(sources), torch.from_numpy(targets))
 
     # ----------------------------------------------------------------------------------------------------------------- tokens and their end
 
@@ -185,14 +207,12 @@ class Engine:
         count = slots.position[index] - slots.start[index]
         slots.last[index] = tokens
         slots.tokens[index, count], slots.logprobs[index, count] = tokens, logprobs
-        for slot, token, made in zip(index.tolist(), tokens.tolist(), (count + 1).tolist(), strict=True):
-            request = slots.request[slot]
-            assert request is not None
-            sampling = request.sampling
-            if token in sampling.stop_token_ids or (sampling.stop and self._stopped(slot, made, sampling.stop)):
-                self._finish(slot, request, made, "stop")
-            elif made == sampling.max_tokens:
-                self._finish(slot, request, made, "length")
+        made = count + 1
+        stopped = (tokens[:, None] == slots.stops[index]).any(1)
+        for row in np.flatnonzero(slots.listens[index] & ~stopped).tolist():
+            stopped[row] = self._stopped(int(index[row]), int(made[row]))
+        for row in np.flatnonzero(stopped | (made == slots.limit[index])).tolist():
+            self._finish(int(index[row]), int(made[row]), "stop" if stopped[row] else "length")
 
     def _draw(self, index: np.ndarray, logits: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
         slots, device = self._slots, self.policy.platform.device
@@ -201,8 +221,9 @@ class Engine:
             logits = self._gather_vocabulary(logits)
             top_p = slots.top_p[index]
             uniform = uniforms(slots.seed[index], slots.position[index])
-            tokens, logprobs = draw(logits, torch.from_numpy(slots.temperature[index]).float().to(device),
-                                    torch.from_numpy(top_p).float().to(device) if (top_p < 1).any() else None, torch.from_numpy(uniform).to(device))
+            truncation = torch.from_numpy(top_p).float().to(device) if (top_p < 1).any() else None
+            tokens, logprobs = draw(logits, torch.from_numpy(slots.temperature[index]).float().to(device), truncation,
+                                    torch.from_numpy(uniform).to(device))
             drawn[0], drawn[1] = tokens, logprobs
         stages = parallel_state.get_pipeline_model_parallel_group()
         if stages.size() > 1:
@@ -219,18 +240,23 @@ class Engine:
             logits = torch.cat(parts, dim=-1)
         return logits[:, : self.policy.options.vocab_size]
 
-    def _stopped(self, slot: int, made: int, stop: tuple[str, ...]) -> bool:
+    def _stopped(self, slot: int, made: int) -> bool:
         """Whether the text now ends a stop string. Only the tail is decoded: a stop string of n characters spans at most n tokens' text."""
+        request = self._slots.request[slot]
+        assert request is not None
+        stop = request.sampling.stop
         longest = max(map(len, stop))
         tail = self._decode_text(self._slots.tokens[slot, max(0, made - longest - 4): made].tolist())
         return any(text in tail for text in stop)
 
-    def _finish(self, slot: int, request: GenerationRequest, made: int, reason: FinishReason) -> None:
+    def _finish(self, slot: int, made: int, reason: FinishReason) -> None:
         slots = self._slots
+        request = slots.request[slot]
+        assert request is not None
         tokens = tuple(slots.tokens[slot, :made].tolist())
         logprobs = tuple(slots.logprobs[slot, :made].tolist())
         visible = tokens[:-1] if reason == "stop" and tokens[-1] in request.sampling.stop_token_ids else tokens
-        slots.request[slot] = None
+        slots.release(slot)
         self._on_finish(Completion(request.id, tokens, logprobs, self._decode_text(visible), reason, self.policy.version))
 
     # -------------------------------------------------------------------------------------------------------------------------- the model
@@ -242,7 +268,8 @@ class Engine:
         output: Any = None
         for number, chunk in enumerate(policy.chunks):
             if stages.size() > 1 and not (number == 0 and parallel_state.is_pipeline_first_stage(ignore_virtual=True)):
-                shape = (len(tokens) // (policy.parallel.tensor_model_parallel_size if policy.config.sequence_parallel else 1), 1, policy.config.hidden_size)
+                shares = policy.parallel.tensor_model_parallel_size if policy.config.sequence_parallel else 1
+                shape = (len(tokens) // shares, 1, policy.config.hidden_size)
                 received = torch.empty(shape, dtype=policy.config.params_dtype, device=policy.platform.device)
                 dist.recv(received, src=parallel_state.get_pipeline_model_parallel_prev_rank(), group=stages)
                 chunk.set_input_tensor(received)
@@ -251,4 +278,5 @@ class Engine:
             if not last and stages.size() > 1:
                 dist.send(output.contiguous(), dst=parallel_state.get_pipeline_model_parallel_next_rank(), group=stages)
                 output = None
-        return output
+        logits: torch.Tensor | None = output
+        return logits

@@ -69,8 +69,7 @@ class CoreAttention(MegatronModule):
         scale = self.softmax_scale if self.softmax_scale is not None else query.shape[-1] ** -0.5
         if isinstance(packed_seq_params, DecodeBatch):
             assert packed_seq_params.cache is not None
-            assert packed_seq_params.positions is not None
-            out = packed_seq_params.cache.attend(self.layer_number, query, key, value, packed_seq_params.positions, scale)
+            out = packed_seq_params.cache.attend(self.layer_number, query, key, value, scale)
         else:
             assert packed_seq_params.plan is not None
             out = packed_causal_attention(query, key, value, packed_seq_params.plan, scale)
