@@ -109,8 +109,8 @@ def read_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]], co
         except BadRowError as error:
             bad.append(f"{where}: {error}")
     if bad:
-        more = f"\n... and {len(bad) - SHOWN} more malformed rows" if len(bad) > SHOWN else ""
-        raise DataError("\n".join(bad[:SHOWN]) + more)
+        more = f"; and {len(bad) - SHOWN} more malformed rows" if len(bad) > SHOWN else ""
+        raise DataError("; ".join(bad[:SHOWN]) + more)
     return prompts
 
 
