@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from r1mega.hookspecs import Generator, Task, Tokenizer
     from r1mega.policy.build import TrainingTerms
     from r1mega.policy.policy import Policy
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def encode_split(task: Task, split: str, config: StageCommon, tokenizer: Tokeniz
         raise ConfigError(f"no {split} prompt leaves room for rollout.max_tokens={max_tokens} within the model's max_position_embeddings="
                           f"{room + max_tokens} ({dropped} prompts of the task are longer than {room} tokens); lower rollout.max_tokens, or choose another "
                           "model or task")
+    if dropped:
+        _log.warning("%d of %d %s prompts are longer than %d tokens and are left out (model.max_position_embeddings less rollout.max_tokens)",
+                     dropped, dropped + len(kept), split, room)
     return kept
 
 
