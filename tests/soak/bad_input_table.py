@@ -119,10 +119,10 @@ def broken_plugin(place: Place) -> Outcome:
 
 
 def faulty(how: str, on_failure: str, *more: str) -> Callable[[Place], Outcome]:
-    term = f"+stages.zero.reward.terms.judge={{name: faulty, settings: {{how: {how}, {', '.join(more)}}}}}"
+    term = f"+stages.zero.reward.terms.judge={{name: faulty, settings: {{{', '.join((f'how: {how}', *more))}}}}}"
     rate = 1.0 if on_failure == "mask" else 0.25
     settings = {"on_failure": on_failure, "timeout_s": 1, "retries": 0, "max_failure_rate": rate}
-    return lambda place: place.rl(term, *[f"stages.zero.reward.{name}={value}" for name, value in settings.items()])
+    return lambda place: place.rl(term, "stages.zero.parallel=dp2", *[f"stages.zero.reward.{name}={value}" for name, value in settings.items()])
 
 
 def too_many_failures(place: Place) -> Outcome:
