@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +39,9 @@ class PolicyModel(GPTModel):
         for module in self.modules():
             if module is not self and isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
                 module.rotary_pos_emb = PositionalRotary(module.rotary_pos_emb, per_head=False)
+        for layer in self.mtp.layers if self.mtp_process else ():
+            if "forward_func" in inspect.signature(layer._checkpointed_forward).parameters:
+                layer._checkpointed_forward = functools.partial(_recompute_packed, layer._checkpointed_forward)
 
     def _postprocess(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor | None = None,
                      rotary_pos_emb: Any = None, attention_mask: Any = None, packed_seq_params: PackedBatch | None = None, **kwargs: Any) -> torch.Tensor:
@@ -66,7 +72,9 @@ class PolicyModel(GPTModel):
             out = embedding(input_ids=input_ids, position_ids=position_ids)
             return out.detach() if detach else out
 
-        states = self.mtp(input_ids=input_ids, position_ids=position_ids, hidden_states=hidden.detach() if detach else hidden,
+        if detach:  # still a leaf that wants a gradient: otherwise recomputing the MTP layer would give its weights none
+            hidden = hidden.detach().requires_grad_(hidden.requires_grad)
+        states = self.mtp(input_ids=input_ids, position_ids=position_ids, hidden_states=hidden,
                           attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params, embedding=embed)
         chunks = torch.chunk(states, 1 + self.config.mtp_num_layers, dim=0)[1:]
         head = self.output_layer.weight if weight is None else weight
@@ -86,6 +94,17 @@ class PolicyModel(GPTModel):
             hidden = gather_from_sequence_parallel_region(hidden, group=self.pg_collection.tp)
         hidden = hidden[:, 0] if batch.logit_rows is None else hidden[batch.logit_rows, 0]
         return torch.nn.functional.linear(hidden, self.output_layer.weight if weight is None else weight)
+
+
+def _recompute_packed(original: Callable[..., Any], forward: Callable[..., Any], **inputs: Any) -> Any:
+    """Recomputation of an MTP layer: Megatron-Core 0.16 hands all inputs to the checkpoint, which takes tensors alone; the rest goes round it."""
+    tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
+    others = {name: value for name, value in inputs.items() if name not in tensors}
+
+    def run(*values: torch.Tensor, **named: torch.Tensor) -> Any:
+        return forward(**dict(zip(tensors, values, strict=False)), **named, **others)
+
+    return original(run, **tensors)
 
 
 def is_last_stage(model: PolicyModel) -> bool:

@@ -136,6 +136,20 @@ def adopt_cpu_torch() -> None:
             module.torch = _cpu_torch()  # type: ignore[attr-defined]
 
 
+def _undo_compilation() -> None:
+    """Replace Megatron's compiled functions by what they were compiled from: on a CPU compiling needs a C++ compiler and seconds, for nothing.
+
+    Megatron's own `disable_jit_fuser` comes too late for modules that are already imported.
+    """
+    modules = [module for name, module in sys.modules.items() if name.startswith("megatron.core")]
+    values = [value for module in modules for value in vars(module).values()]
+    classes = {value for value in values if isinstance(value, type) and value.__module__.startswith("megatron.core")}
+    for owner in (*modules, *classes):
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, types.FunctionType) and "_torchdynamo_orig_callable" in vars(value):
+                setattr(owner, name, vars(value)["_torchdynamo_orig_callable"])
+
+
 @functools.cache
 def adapt_megatron_to_cpu() -> None:
     """Make the imported Megatron-Core run on a CPU. Idempotent."""
@@ -152,6 +166,7 @@ def adapt_megatron_to_cpu() -> None:
     from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
+    _undo_compilation()
     adopt_cpu_torch()
     # The generator state of "the device" is the CPU generator's.
     random._get_cuda_rng_state = lambda device=None, clone=False, graph_safe=False: torch.get_rng_state()
@@ -159,6 +174,9 @@ def adapt_megatron_to_cpu() -> None:
     # These guards are wrong where Transformer Engine is absent: the names exist and are not usable.
     moe_utils.te_general_gemm = None
     mla.HAVE_TE = False
+    if not hasattr(random, "FP8GlobalStateManager"):  # recomputing a norm or an up projection asks it whether FP8 is on
+        random.FP8GlobalStateManager = types.SimpleNamespace(is_fp8_enabled=lambda: False)
+        random.activation_recompute_forward = random.fp8_autocast = lambda *a, **k: contextlib.nullcontext()
     # The one name, of those MLA accepts for its down projections, that stands for "every rank has the whole weight" (see layers.py).
     from r1mega.policy.layers import ReplicatedLinear
 

@@ -28,15 +28,16 @@ def gqa(**changes: Any) -> Architecture:
 def deepseek(*, yarn: bool = False, **changes: Any) -> Architecture:
     rope = Rope("yarn", rotary_scaling_factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=0.8) if yarn else Rope()
     return Architecture(**COMMON | {
-        "qk_layernorm": True, "rope": rope, "mla": MLA(kv_lora_rank=16, qk_head_dim=8, qk_pos_emb_head_dim=4, v_head_dim=12, q_lora_rank=24),
-        "moe": MoE(num_moe_experts=8, moe_ffn_hidden_size=16, moe_router_topk=2, moe_shared_expert_intermediate_size=16, moe_router_num_groups=4,
-                   moe_router_group_topk=1, moe_router_topk_scaling_factor=2.5)} | changes)
+        "qk_layernorm": True, "rope": rope,
+        "mla": MLA(kv_lora_rank=16, qk_head_dim=8, qk_pos_emb_head_dim=4, v_head_dim=12, q_lora_rank=24),
+        "moe": MoE(num_moe_experts=8, moe_ffn_hidden_size=16, moe_router_topk=2, moe_shared_expert_intermediate_size=16,
+                   moe_router_num_groups=4, moe_router_group_topk=1, moe_router_topk_scaling_factor=2.5)} | changes)
 
 
 def build(architecture: Architecture, *, optimizer: OptimizerConfig | None = None, precision: PrecisionConfig | None = None,
           terms: TrainingTerms | None = None) -> Policy:
-    policy = Policy(architecture, vocab_size=VOCAB, parallel=ParallelConfig(), precision=precision or PrecisionConfig(), seed=1, optimizer=optimizer,
-                    training_steps=10, terms=terms)
+    policy = Policy(architecture, vocab_size=VOCAB, parallel=ParallelConfig(), precision=precision or PrecisionConfig(), seed=1,
+                    optimizer=optimizer, training_steps=10, terms=terms)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, tensor in [*policy.chunks[0].named_parameters(), *policy.chunks[0].named_buffers()]:

@@ -54,8 +54,9 @@ def to_transformers(policy: Any) -> dict[str, torch.Tensor]:
 
 def common_config(architecture: Any) -> dict[str, Any]:
     a = architecture
-    return {"vocab_size": models.VOCAB, "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size, "num_hidden_layers": a.num_layers,
-            "num_attention_heads": a.num_attention_heads, "max_position_embeddings": a.max_position_embeddings, "rms_norm_eps": a.layernorm_epsilon,
+    return {"vocab_size": models.VOCAB, "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size,
+            "num_hidden_layers": a.num_layers, "num_attention_heads": a.num_attention_heads,
+            "max_position_embeddings": a.max_position_embeddings, "rms_norm_eps": a.layernorm_epsilon,
             "tie_word_embeddings": a.tied_embeddings, "attn_implementation": "eager"}
 
 
@@ -81,8 +82,9 @@ def deepseek_v3(*, yarn: bool) -> tuple[Any, Any]:
         rope |= {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                  "mscale_all_dim": 0.8}
     config = transformers.DeepseekV3Config(
-        **common_config(a), rope_parameters=rope, num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4,
-        v_head_dim=12, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=1, moe_intermediate_size=16,
+        **common_config(a), rope_parameters=rope, num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8,
+        qk_rope_head_dim=4, v_head_dim=12, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=1,
+        moe_intermediate_size=16,
         first_k_dense_replace=1, routed_scaling_factor=2.5, norm_topk_prob=True)
     return a, transformers.DeepseekV3ForCausalLM(config)
 
@@ -109,7 +111,7 @@ def test_packed_logprobs_and_gradients_equal_transformers(name: str) -> None:
         labels = torch.cat([tokens[1:], torch.zeros(1, dtype=torch.int64)])  # the last prediction is of no token: label 0 in a packed row
         picked, spread = theirs.gather(-1, labels[:, None])[:, 0], torch.distributions.Categorical(logits=theirs).entropy()
         ours = slice(start, start + len(tokens))
-        torch.testing.assert_close(logprobs[ours], picked, atol=TOLERANCE, rtol=0, msg=lambda m, n=len(part): f"log-probs of {n} tokens: {m}")
+        torch.testing.assert_close(logprobs[ours], picked, atol=TOLERANCE, rtol=0, msg=f"log-probs of the sequence of {len(part)} tokens")
         torch.testing.assert_close(entropy[ours], spread, atol=TOLERANCE, rtol=0)
         total = total + picked.sum() + 0.3 * spread.sum()
         start += len(tokens)
