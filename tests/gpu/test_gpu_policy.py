@@ -115,7 +115,8 @@ def test_generation_agrees_with_the_trainer() -> None:
     policy = policies.build(policies.BF16)
     finished: list[Completion] = []
     prompt_of = {f"p{prompt}#{sample}": tuple(range(prompt + 1, prompt + 12)) for prompt in range(4) for sample in range(3)}
-    requests = [GenerationRequest(name, tokens, SamplingParams(max_tokens=20 + seed), seed) for seed, (name, tokens) in enumerate(prompt_of.items())]
+    requests = [GenerationRequest(name, tokens, SamplingParams(max_tokens=20 + seed), seed)
+                for seed, (name, tokens) in enumerate(prompt_of.items())]
     Engine(policy, max_slots=8).generate(requests, str, finished.append)
     assert {completion.id for completion in finished} == {request.id for request in requests}
     rows = [np.array([*prompt_of[completion.id], *completion.tokens]) for completion in finished]
