@@ -244,7 +244,7 @@ class Learner:
                     values = iter(self._sequence_logprobs(wanted))
             else:
                 values = iter(self._sequence_logprobs(wanted))
-            samples = [replace(s, sequence=replace(s.sequence, **{name: next(values)})) if s.contributes else s for s in samples]
+            samples = [replace(s, sequence=replace(s.sequence, **_one(name, next(values)))) if s.contributes else s for s in samples]
         self._rollout_metrics["logprob_seconds"] = time.perf_counter() - began
         return samples
 
@@ -339,3 +339,7 @@ class Learner:
             if self.context.rank == 0:
                 _log.warning("%s", message)
         return found
+
+
+def _one(name: str, value: Any) -> dict[str, Any]:
+    return {name: value}

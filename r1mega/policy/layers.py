@@ -62,8 +62,9 @@ class CoreAttention(MegatronModule):
                 attn_mask_type: Any = None, attention_bias: Any = None, packed_seq_params: PackedBatch | None = None, **kwargs: Any) -> torch.Tensor:
         """query, key, value: [T, 1, heads, d] or [T, heads, d]; returns [T, 1, heads * d of v]."""
         if self.inner is not None and packed_seq_params is not None and packed_seq_params.plan is None and not isinstance(packed_seq_params, DecodeBatch):
-            return self.inner(query, key, value, attention_mask, attn_mask_type=attn_mask_type, attention_bias=attention_bias,
-                              packed_seq_params=packed_seq_params, **kwargs)
+            out: torch.Tensor = self.inner(query, key, value, attention_mask, attn_mask_type=attn_mask_type, attention_bias=attention_bias,
+                                           packed_seq_params=packed_seq_params, **kwargs)
+            return out
         assert packed_seq_params is not None, "the policy always runs on packed rows"
         query, key, value = (x.reshape(x.shape[0], *x.shape[-2:]) for x in (query, key, value))
         scale = self.softmax_scale if self.softmax_scale is not None else query.shape[-1] ** -0.5
@@ -127,7 +128,7 @@ class PositionalRotary(torch.nn.Module):
 
     def __init__(self, inner: torch.nn.Module, *, per_head: bool) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner: Any = inner
         self.per_head = per_head  # GQA applies it to [T, 1, heads, d], MLA to [T, heads, d]
         self._table: torch.Tensor | None = None
         self._mscale: float | None = None

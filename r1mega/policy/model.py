@@ -34,8 +34,9 @@ class PolicyModel(GPTModel):
     def __init__(self, *args: Any, options: OutputOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = options
-        if hasattr(self, "rotary_pos_emb"):
-            self.rotary_pos_emb = PositionalRotary(self.rotary_pos_emb, per_head=True)
+        rotary: Any = getattr(self, "rotary_pos_emb", None)
+        if rotary is not None:
+            self.rotary_pos_emb = PositionalRotary(rotary, per_head=True)
         for module in self.modules():
             if module is not self and isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
                 module.rotary_pos_emb = PositionalRotary(module.rotary_pos_emb, per_head=False)
@@ -45,16 +46,17 @@ class PolicyModel(GPTModel):
 
     def _postprocess(self, hidden_states: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor | None = None,
                      rotary_pos_emb: Any = None, attention_mask: Any = None, packed_seq_params: PackedBatch | None = None, **kwargs: Any) -> torch.Tensor:
+        del kwargs
         if not self.post_process:
             return hidden_states
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         if isinstance(packed_seq_params, PrefillBatch | DecodeBatch):
             return self._last_logits(hidden_states, weight, packed_seq_params)
         assert labels is not None
-        depths = [(hidden_states, labels[0], weight)]
+        depths: list[tuple[Any, ...]] = [(hidden_states, labels[0], weight)]
         if self.options.mtp and self.mtp_process:
             depths += self._mtp_states(hidden_states, input_ids, position_ids, labels, rotary_pos_emb, attention_mask, packed_seq_params, weight)
-        rows = []
+        rows: list[torch.Tensor] = []
         for hidden, target, head in depths:
             logits, _ = self.output_layer(hidden, weight=head)
             logprob, entropy = vocab_parallel_logprobs(logits.flatten(0, 1), target, valid=self.options.vocab_size, temperature=self.options.temperature,
@@ -63,13 +65,13 @@ class PolicyModel(GPTModel):
         return torch.stack(rows)
 
     def _mtp_states(self, hidden: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, rotary_pos_emb: Any,
-                    attention_mask: Any, packed_seq_params: PackedBatch | None, weight: torch.Tensor | None) -> list[tuple[torch.Tensor, ...]]:
+                    attention_mask: Any, packed_seq_params: PackedBatch | None, weight: torch.Tensor | None) -> list[tuple[Any, ...]]:
         """(hidden, labels, head weight) of each MTP depth; depth k at token t predicts the label of token t + k + 1."""
         detach = self.options.mtp_detach
         embedding = self.embedding
 
         def embed(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-            out = embedding(input_ids=input_ids, position_ids=position_ids)
+            out: torch.Tensor = embedding(input_ids=input_ids, position_ids=position_ids)
             return out.detach() if detach else out
 
         if detach:  # still a leaf that wants a gradient: otherwise recomputing the MTP layer would give its weights none
@@ -81,7 +83,7 @@ class PolicyModel(GPTModel):
         head = head.detach() if detach else head
         assert packed_seq_params is not None
         ends = packed_seq_params.cu_seqlens_q[1:].long() - 1
-        target, found = labels[0], []
+        target, found = labels[0], list[tuple[Any, ...]]()
         for chunk in chunks:
             target = torch.roll(target, -1)
             target[ends] = 0  # no label there: the loss weight of these positions is 0
@@ -93,7 +95,8 @@ class PolicyModel(GPTModel):
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=self.pg_collection.tp)
         hidden = hidden[:, 0] if batch.logit_rows is None else hidden[batch.logit_rows, 0]
-        return torch.nn.functional.linear(hidden, self.output_layer.weight if weight is None else weight)
+        logits: torch.Tensor = torch.nn.functional.linear(hidden, self.output_layer.weight if weight is None else weight)
+        return logits
 
 
 def _recompute_packed(original: Callable[..., Any], forward: Callable[..., Any], **inputs: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import types
@@ -23,6 +24,9 @@ import torch.distributed as dist
 from r1mega.errors import UserError
 
 CPU = torch.device("cpu")
+# Imported before they are adapted; what these import is adapted with them.
+_MEGATRON_MODULES = ("dist_checkpointing", "distributed", "models.gpt.gpt_layer_specs", "models.gpt.gpt_model", "optimizer",
+                     "optimizer_param_scheduler", "pipeline_parallel", "transformer.multi_token_prediction")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "eye", "as_tensor", "empty_like", "zeros_like", "ones_like")
 
 
@@ -58,7 +62,7 @@ def initialize_distributed(platform: Platform, timeout_minutes: float) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     timeout = timedelta(minutes=timeout_minutes)
     if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)  # type: ignore[attr-defined]
         return
     try:
         dist.init_process_group(platform.backend, timeout=timeout)
@@ -153,15 +157,9 @@ def _undo_compilation() -> None:
 @functools.cache
 def adapt_megatron_to_cpu() -> None:
     """Make the imported Megatron-Core run on a CPU. Idempotent."""
-    import megatron.core.dist_checkpointing
-    import megatron.core.distributed
-    import megatron.core.models.gpt.gpt_layer_specs
-    import megatron.core.models.gpt.gpt_model
-    import megatron.core.optimizer
-    import megatron.core.optimizer_param_scheduler
-    import megatron.core.pipeline_parallel
+    for name in _MEGATRON_MODULES:
+        importlib.import_module(f"megatron.core.{name}")
     import megatron.core.transformer.multi_latent_attention as mla
-    import megatron.core.transformer.multi_token_prediction
     from megatron.core.optimizer import clip_grads
     from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
@@ -210,7 +208,7 @@ def building_on_cpu(platform: Platform) -> Iterator[None]:
 def mark_parameters(module: torch.nn.Module) -> None:
     """Let each parameter answer `.type()` as its CUDA twin would: the distributed optimizer sorts parameters by that string. Only on a CPU."""
     for parameter in module.parameters():
-        parameter.type = functools.partial(_cuda_type, parameter.dtype)  # type: ignore[method-assign]
+        parameter.type = functools.partial(_cuda_type, parameter.dtype)  # type: ignore[method-assign, assignment]
 
 
 def _cuda_type(dtype: torch.dtype) -> str:
@@ -242,7 +240,9 @@ def _reduce_scatter_unequal(original: Callable[..., torch.Tensor]) -> Callable[.
             return original(x, group, input_split_sizes, use_global_buffer)
         total = x.clone()
         dist.all_reduce(total, group=group)
-        return total.split([int(size) for size in input_split_sizes])[group.rank()].contiguous()
+        parts: list[torch.Tensor] = list(total.split([int(size) for size in input_split_sizes]))
+        mine: torch.Tensor = parts[group.rank()].contiguous()
+        return mine
 
     return scatter
 

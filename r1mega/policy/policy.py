@@ -99,7 +99,7 @@ class Policy:
         for model in self.models:
             model.eval()
         with self._output(temperature=temperature, mtp=False), torch.no_grad():
-            results = self._run(batches, lambda batch, rows: collect, forward_only=True, collect_non_loss_data=True)
+            results = self._run(batches, lambda _batch, _rows: collect, forward_only=True, collect_non_loss_data=True)
         for model in self.models:
             model.train()
         if self.ranks.is_last_stage:
@@ -208,7 +208,7 @@ def _to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
         return batch
     import dataclasses
 
-    moved = {f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(batch) if torch.is_tensor(value := getattr(batch, f.name))}
+    moved: dict[str, Any] = {f.name: value.to(device, non_blocking=True) for f in dataclasses.fields(batch) if torch.is_tensor(value := getattr(batch, f.name))}
     return dataclasses.replace(batch, **moved)
 
 
@@ -225,7 +225,8 @@ def _mtp_loss(rows: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
 
 def _scheduler(optimizer: Any, config: OptimizerConfig, steps: int) -> OptimizerParamScheduler:
     return OptimizerParamScheduler(
-        optimizer, init_lr=0.0, max_lr=config.lr, min_lr=config.min_lr, lr_warmup_steps=config.lr_warmup_steps, lr_decay_steps=max(steps, config.lr_warmup_steps + 1),
+        optimizer, init_lr=0.0, max_lr=config.lr, min_lr=config.min_lr, lr_warmup_steps=config.lr_warmup_steps,
+        lr_decay_steps=max(steps, config.lr_warmup_steps + 1),
         lr_decay_style=config.lr_decay_style, start_wd=config.weight_decay, end_wd=config.weight_decay, wd_incr_steps=steps, wd_incr_style="constant")
 
 

@@ -89,7 +89,8 @@ def find_ranks(platform: Platform) -> Ranks:
         rank=dist.get_rank(), world_size=dist.get_world_size(), dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(), tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(), is_last_stage=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
-        replica_ranks=mine, peers=tuple(dist.get_process_group_ranks(parallel_state.get_data_parallel_group())), lead=_lead(mine), control=control, replica_control=replica_control)
+        replica_ranks=mine, peers=tuple(dist.get_process_group_ranks(parallel_state.get_data_parallel_group())), lead=_lead(mine),
+        control=control, replica_control=replica_control)
 
 
 def _lead(replica: tuple[int, ...]) -> int:

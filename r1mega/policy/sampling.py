@@ -13,7 +13,8 @@ def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    uniform: np.ndarray = (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor | None, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

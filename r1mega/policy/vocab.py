@@ -56,5 +56,6 @@ def vocab_parallel_logprobs(logits: torch.Tensor, labels: torch.Tensor, *, valid
     `logits` [T, V / TP] is this rank's slice of the vocabulary, `labels` [T] are global ids, `valid` is the true vocabulary size: ids from it
     on are padding with probability 0. Both results are those of the distribution at `temperature`.
     """
-    logprob, entropy = _VocabParallelLogProbs.apply(logits, labels, group, valid, temperature)
+    logprob, entropy = _VocabParallelLogProbs.apply(  # type: ignore[no-untyped-call]
+        logits, labels, group, valid, temperature)
     return logprob, entropy

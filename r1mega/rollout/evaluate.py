@@ -19,8 +19,11 @@ from r1mega.types import EncodedPrompt, SamplingParams, ScoredGroup
 class Replicas(Protocol):
     """What this module needs of `policy.ranks.Ranks`."""
 
-    dp_rank: int
-    dp_size: int
+    @property
+    def dp_rank(self) -> int: ...
+
+    @property
+    def dp_size(self) -> int: ...
 
     @property
     def is_lead(self) -> bool: ...

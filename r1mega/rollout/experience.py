@@ -46,7 +46,7 @@ def split_minibatches(places: Sequence[int], total: int, updates: int, seed: int
     A random split (paper v2 section 2.1) fixed by (seed, rollout): the same whatever the number of replicas.
     """
     order = np.random.default_rng([seed, rollout, 1]).permutation(total)
-    return (order[np.asarray(places, np.int64)] * updates // total).tolist()
+    return [int(order[place]) * updates // total for place in places]
 
 
 def weigh(samples: Sequence[Sample], algorithm: Algorithm, scale: float) -> list[TrainSequence]:
