@@ -52,9 +52,9 @@ class _Slots:
             return np.zeros(count, np.int64)
 
         return cls(
-            request=[None] * count, busy=np.zeros(count, bool), position=zeros(), start=zeros(), last=zeros(), tokens=np.zeros((count, longest), np.int64),
-            logprobs=np.zeros((count, longest)), temperature=np.ones(count), top_p=np.ones(count), seed=np.zeros(count, np.uint64), limit=zeros(),
-            stops=np.full((count, most_stops), -1), listens=np.zeros(count, bool))
+            request=[None] * count, busy=np.zeros(count, bool), position=zeros(), start=zeros(), last=zeros(),
+            tokens=np.zeros((count, longest), np.int64), logprobs=np.zeros((count, longest)), temperature=np.ones(count), top_p=np.ones(count),
+            seed=np.zeros(count, np.uint64), limit=zeros(), stops=np.full((count, most_stops), -1), listens=np.zeros(count, bool))
 
     def active(self) -> np.ndarray:
         return np.flatnonzero(self.busy)
