@@ -176,11 +176,11 @@ class Learner:
         for name in self.config.reward.terms:
             sums[f"reward/{name}"] = sum(value for group in groups for value, ok in zip(group.parts.get(name, ()), group.valid, strict=False) if ok)
         totals = self.policy.ranks.sum_over_replicas(sums)
-        count = max(1.0, totals.pop("valid"))
-        samples = totals.pop("samples")
+        valid_samples, samples = totals.pop("valid"), totals.pop("samples")
+        count = max(1.0, valid_samples)
         metrics = {name: total / count for name, total in totals.items()}
         metrics["accuracy"] = metrics.get("reward/accuracy", 0.0)
-        return metrics | {"reward_failed": samples - count, "generated_tokens": totals["length"]}
+        return metrics | {"reward_failed": samples - valid_samples, "generated_tokens": totals["length"]}
 
     def end_rollout(self, groups: Sequence[ScoredGroup]) -> None:
         """Move on: replace the reference when it is due, save when it is due, let the ledger forget what no resume can need."""
