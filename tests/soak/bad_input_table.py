@@ -120,8 +120,8 @@ def broken_plugin(place: Place) -> Outcome:
 
 def faulty(how: str, on_failure: str, *more: str) -> Callable[[Place], Outcome]:
     term = f"+stages.zero.reward.terms.judge={{name: faulty, settings: {{{', '.join((f'how: {how}', *more))}}}}}"
-    rate = 1.0 if on_failure == "mask" else 0.25
-    settings = {"on_failure": on_failure, "timeout_s": 1, "retries": 0, "max_failure_rate": rate}
+    masks = on_failure == "mask"  # then the samples that share a call with a bad one get a second one
+    settings = {"on_failure": on_failure, "timeout_s": 1, "retries": int(masks), "max_failure_rate": 1.0 if masks else 0.25}
     return lambda place: place.rl(term, "stages.zero.parallel=dp2", *[f"stages.zero.reward.{name}={value}" for name, value in settings.items()])
 
 
@@ -186,7 +186,7 @@ CASES = (
     Case("reward hangs, on_failure=stop", faulty("hang", "stop"), 1, ("judge", "no result within 1 s")),
     Case("reward hangs, on_failure=mask", faulty("hang", "mask", "share: 0.3"), 0, ()),
     Case("reward returns the wrong number", faulty("count", "stop"), 1, ("judge", "scores for")),
-    Case("reward returns NaN", faulty("nan", "stop"), 1, ("judge", "returned the value nan")),
+    Case("reward returns NaN", faulty("not_a_number", "stop"), 1, ("judge", "returned the value nan")),
     Case("too many rewards fail", too_many_failures, 1, ("reward.max_failure_rate", "the reward model's server is not there")),
     Case("full disk during a save", full_disk, 2, ("the disk is full", "make room", "run again")),
     Case("read-only output folder", read_only, 2, ("output_dir=", "choose another folder")),

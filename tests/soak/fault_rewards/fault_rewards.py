@@ -41,7 +41,7 @@ class Variety:
 
 @dataclass(frozen=True)
 class FaultyConfig:
-    how: str = "hang"  # hang, nan, count, raise
+    how: str = "hang"  # hang, not_a_number, count, raise
     share: float = 1.0  # of the samples, chosen by their text
 
 
@@ -60,7 +60,7 @@ class Faulty:
             return scores
         if self.config.how == "hang":
             time.sleep(10_000)
-        elif self.config.how == "nan":
+        elif self.config.how == "not_a_number":
             object.__setattr__(scores[hit[0]], "value", float("nan"))  # past the check in its constructor
         elif self.config.how == "count":
             return scores[1:]
