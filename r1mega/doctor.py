@@ -118,6 +118,7 @@ def features(machine: Machine) -> list[Feature]:
             return f"needs compute capability {least[0]}.{least[1]} ({what}), found {machine.capability[0]}.{machine.capability[1]}"
         return ""
 
+    absent = "not in this version of r1mega"
     engine = needs("transformer-engine", "te")
     fused_adam = "" if machine.nvidia_apex or not engine else f"{engine}, or NVIDIA's apex built from source"
     wanted: dict[str, tuple[str, ...]] = {
@@ -126,12 +127,12 @@ def features(machine: Machine) -> list[Feature]:
         "FP8 blockwise": (gpu, needs("transformer-engine", "te", "2.3"), capable((9, 0), "Hopper")),
         "FP8 MXFP8": (gpu, needs("transformer-engine", "te", "2.3"), capable((10, 0), "Blackwell")),
         "fused Adam, bf16 moments": (gpu, fused_adam),
-        "context parallelism": (gpu, engine),
-        "DeepEP dispatcher": (gpu, needs("deep-ep") and "needs deep_ep, built from source", capable((9, 0), "Hopper")),
-        "vLLM rollouts": (needs("vllm", "vllm"),),
+        "context parallelism": (absent,),
+        "DeepEP dispatcher": (absent,),
+        "vLLM rollouts": (absent, needs("vllm", "vllm")),
         "reasoning-gym tasks": (needs("reasoning-gym", "gym"),),
         "Hugging Face tokenizers": (needs("tokenizers", "hf"),),
-        "Hugging Face checkpoints": (needs("transformers", "hf"),),
+        "Hugging Face checkpoints": (absent, needs("transformers", "hf")),
         "Weights & Biases": (needs("wandb", "wandb"),),
         "MLflow": (needs("mlflow", "mlflow"),),
     }

@@ -62,7 +62,7 @@ def main(folder: Path, mode: str, micro_batch_tokens: int) -> None:
         groups = learner.collect()
         (minibatch,) = learner.minibatches(groups)
         metrics = learner.update(minibatch)
-        learner.end_rollout(groups)
+        learner.end_rollout()
         lengths = policy.ranks.gather_replicas([len(completion.tokens) for group in groups for completion in group.group.completions])
         lengths = [length for part in lengths for length in part]
         assert not metrics["skipped"]

@@ -25,6 +25,8 @@ from r1mega.rollout.prompts import stream_indices
 from r1mega.rollout.samples import write_samples
 from r1mega.types import EncodedPrompt, SamplingParams, ScoredGroup
 
+from ._setup import Saver
+
 if TYPE_CHECKING:
     import torch
 
@@ -84,6 +86,7 @@ class Learner:
 
         if self.policy.ranks.is_lead:
             self.pool = RewardPool.from_config(self.config.reward)
+        self.saver = Saver(self.policy, self.context, self.config.checkpoint)
         self.ledger = Ledger(self.context.rollouts / "ledger", self.policy.ranks.dp_rank, before_rename=self.context.check_epoch)
         self.sets = WeightSets(self.policy) if self._needs_reference else None
         loaded = checkpoint.load_latest(self.policy, self.context.checkpoints, self.sets)
@@ -109,6 +112,7 @@ class Learner:
         """Write the checkpoint artifact."""
         from r1mega.policy import artifact
 
+        self.saver.finish()
         folder = self.context.output("checkpoint")
         artifact.export_artifact(self.policy, folder, before_rename=self.context.check_epoch)
         if self.context.rank == 0:
@@ -182,22 +186,16 @@ class Learner:
         metrics["accuracy"] = metrics.get("reward/accuracy", 0.0)
         return metrics | {"reward_failed": samples - valid_samples, "generated_tokens": totals["length"]}
 
-    def end_rollout(self, groups: Sequence[ScoredGroup]) -> None:
+    def end_rollout(self) -> None:
         """Move on: replace the reference when it is due, save when it is due, let the ledger forget what no resume can need."""
-        del groups
-        from r1mega.policy import checkpoint
-
         before = self.step - self.config.updates_per_rollout
         self.rollout += 1
         self.cursor = self._next_cursor
         every = self.config.reference_every
         if self.sets is not None and every and self.step // every > before // every:
             self.sets.capture("reference")
-        due = self.config.checkpoint.every
-        if self.step // due > before // due or self.step >= self.config.steps:
-            checkpoint.save(self.policy, self.context.checkpoints, self.step,
-                            {"rollout": self.rollout, "cursor": self.cursor, "skipped": self.skipped}, keep_last=self.config.checkpoint.keep_last,
-                            before_rename=self.context.check_epoch, sets=self.sets)
+        if self.saver.due(self.step, before, self.config.steps):
+            self.saver.save(self.step, {"rollout": self.rollout, "cursor": self.cursor, "skipped": self.skipped}, self.sets)
             if self.policy.ranks.is_lead:
                 self.ledger.forget_before(self._oldest_rollout())
 

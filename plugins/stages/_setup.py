@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1mega import plugins
-from r1mega.config import PluginChoice, StageCommon
+from r1mega.config import CheckpointConfig, PluginChoice, StageCommon
 from r1mega.errors import ConfigError
 from r1mega.observe.progress import StageProgress
 from r1mega.recipe.context import StageContext
@@ -99,6 +99,35 @@ def seal_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:
     for file in sorted((folder / "tokenizer").iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
     (folder / "content.sha256").write_text(digest.hexdigest() + "\n")
+
+
+@dataclass
+class Saver:
+    """Saves a stage's checkpoints; with `async_save` the files are written while training goes on, and each save first completes the one before."""
+
+    policy: Policy
+    context: StageContext
+    config: CheckpointConfig
+    _pending: Any = field(default=None, init=False)
+
+    def due(self, step: int, before: int, last: int) -> bool:
+        """Whether a save falls between step `before` (exclusive) and `step`; the last step always saves."""
+        return step // self.config.every > before // self.config.every or step >= last
+
+    def save(self, step: int, extra: Mapping[str, Any], sets: Any = None) -> None:
+        """A collective."""
+        from r1mega.policy import checkpoint
+
+        self.finish()
+        begin = checkpoint.begin_save if self.config.async_save else checkpoint.save
+        pending = begin(self.policy, self.context.checkpoints, step, extra, keep_last=self.config.keep_last, before_rename=self.context.check_epoch, sets=sets)
+        self._pending = pending if self.config.async_save else None
+
+    def finish(self) -> None:
+        """Wait until the newest checkpoint is whole. A collective."""
+        if self._pending is not None:
+            self._pending.finish()
+            self._pending = None
 
 
 @dataclass

@@ -18,7 +18,7 @@ from r1mega.recipe.context import StageContext
 from r1mega.rollout.packing import plan
 from r1mega.types import TrainSequence
 
-from ._setup import Reporter, load_tokenizer, make, make_policy, make_task, seal_checkpoint
+from ._setup import Reporter, Saver, load_tokenizer, make, make_policy, make_task, seal_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,7 @@ class Pretrain:
         tokenizer = self._tokenizer(context, task)
         terms = TrainingTerms(config.moe_aux_loss_coeff, config.moe_router_bias_update_rate, config.mtp_loss_scaling_factor, mtp_detach=False)
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=config.steps, terms=terms)
+        saver = Saver(policy, context, config.checkpoint)
         loaded = checkpoint.load_latest(policy, context.checkpoints)
         start = loaded.step if loaded else 0
         metrics: dict[str, Any] = dict(loaded.extra) if loaded else {}
@@ -83,9 +84,9 @@ class Pretrain:
                 metrics = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "tokens_per_second": packed.tokens / seconds,
                            "packing_fill": packed.fill, "seconds": seconds}
                 reporter.step(step, metrics)
-                if step % config.checkpoint.every == 0 or step == config.steps:
-                    checkpoint.save(policy, context.checkpoints, step, {"loss": result.loss}, keep_last=config.checkpoint.keep_last,
-                                    before_rename=context.check_epoch)
+                if saver.due(step, step - 1, config.steps):
+                    saver.save(step, {"loss": result.loss})
+        saver.finish()
         artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
         if context.rank == 0:
             seal_checkpoint(context.output("checkpoint"), tokenizer)

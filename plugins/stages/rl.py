@@ -80,7 +80,7 @@ class RL:
                 for minibatch in learner.minibatches(groups):
                     metrics = learner.update(minibatch)
                     reporter.step(learner.step, metrics)
-                learner.end_rollout(groups)
+                learner.end_rollout()
             after = self._evaluate(learner, context, learner.step)
         learner.export()
         return after | {f"{name}_before": value for name, value in before.items()} | {"steps": learner.step, "skipped_updates": learner.skipped}

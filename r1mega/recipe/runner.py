@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -51,6 +51,7 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
     chosen = _chosen(graph, only, from_)
     for node in graph.nodes.values():
         fingerprint.check_files(node)
+    _check_tasks([node for name, node in recipe.nodes.items() if name in chosen], host)
     folder = RunFolder(recipe.output_dir.absolute())
     if dry_run:
         print("\n".join(plan(assess(graph, folder), chosen, sizes)))
@@ -84,6 +85,18 @@ def world_size(node: Node, host: Host) -> int:
     if count < 1:
         raise ConfigError(f"stages.{node.name}: parallel.* multiply to {count} ranks; every size must be at least 1")
     return count
+
+
+def _check_tasks(nodes: Sequence[Node], host: Host) -> None:
+    """Build every distinct task once, which reads and checks its data: a malformed line is told before the first stage trains."""
+    built = set()
+    for node in nodes:
+        task = getattr(node.config, "task", None)
+        if isinstance(task, PluginChoice) and repr(task) not in built:
+            built.add(repr(task))
+            plugin = host.registry.get("tasks", task.name)
+            arguments = () if plugin.config is None else (task.config,)
+            plugin.factory(*arguments, seed=getattr(node.config, "seed", 0))
 
 
 def plan(verdicts: Mapping[str, Verdict], chosen: set[str], sizes: Mapping[str, int]) -> list[str]:
