@@ -13,7 +13,7 @@ import pytest
 
 BASE = ["stages.base.steps=20", "stages.base.tokenizer_documents=500"]
 ZERO = ["stages.zero.steps=2", "stages.zero.prompts_per_rollout=4", "stages.zero.group_size=4", "stages.zero.evaluation.max_problems=6",
-        "stages.zero.evaluation.samples=2", "stages.zero.rollout.max_tokens=24"]
+        "stages.zero.evaluation.samples=2", "rollout.max_tokens=24", "stages.score.evaluation.max_problems=5", "stages.score.evaluation.samples=2"]
 
 
 def run(folder: Path, *overrides: str, code: int = 0) -> str:
@@ -65,7 +65,7 @@ def test_reasoning_gym_with_its_own_scorer(tmp_path: Path) -> None:
 
 
 def test_the_evaluate_stage_reports_on_the_trained_policy(folder: Path) -> None:
-    run(folder, "stages.zero.parallel=single", "stages.score.evaluation.max_problems=5", "stages.score.evaluation.samples=2")
+    run(folder, "stages.zero.parallel=single", "stages.score.parallel=tp2")
     metrics = json.loads((folder / "summary.json").read_text())["stages"]["score"]["metrics"]
     assert metrics["problems"] == 5
     assert set(metrics) >= {"pass_at_1", "pass_at_1_ci95", "cons_at_k", "mean_length", "format_rate"}

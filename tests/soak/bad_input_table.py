@@ -23,7 +23,8 @@ from pathlib import Path
 FAULT_REWARDS = Path(__file__).parent / "fault_rewards"
 TINY = ("stages.base.steps=1", "stages.base.documents_per_step=8", "stages.base.tokenizer_documents=300", "stages.zero.steps=2",
         "stages.zero.prompts_per_rollout=4", "stages.zero.group_size=2", "stages.zero.evaluation.max_problems=2",
-        "stages.zero.evaluation.samples=1", "rollout.max_tokens=8", "parallel=single")
+        "stages.zero.evaluation.samples=1", "stages.score.evaluation.max_problems=2", "stages.score.evaluation.samples=1",
+        "rollout.max_tokens=8", "parallel=single")
 LIMIT_S = 300.0
 
 

@@ -31,7 +31,8 @@ OVERRIDES = (
     f"stages.zero.prompts_per_rollout={2 * PROMPTS_PER_REPLICA}", f"stages.zero.prompts_per_unit={PROMPTS_PER_UNIT}",
     "stages.zero.reference_every=4", "stages.zero.checkpoint.every=2", "stages.zero.algorithm.kl_coefficient=0.05",
     "stages.zero.evaluation.max_problems=8", "stages.zero.evaluation.samples=2", "stages.zero.evaluation.every=4",
-    "rollout.max_tokens=32", "+stages.zero.reward.terms.variety={name: variety, settings: {pause_s: 0.2}}",
+    "rollout.max_tokens=32", "stages.score.evaluation.max_problems=2", "stages.score.evaluation.samples=1",
+    "+stages.zero.reward.terms.variety={name: variety, settings: {pause_s: 0.2}}",
 )
 TIMES = ("time", "seconds", "tokens_per_second")  # and every key that ends in _seconds: what may differ between two runs
 
