@@ -20,6 +20,8 @@ from .grpo import GRPO, GRPOConfig
 
 @dataclass(frozen=True)
 class DAPOConfig(GRPOConfig):
+    """GRPO's knobs with DAPO's values, and its dynamic sampling and overlong handling (arXiv 2503.14476)."""
+
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.28
     kl_coefficient: float = 0.0

@@ -13,6 +13,8 @@ from .grpo import GRPO, GRPOConfig
 
 @dataclass(frozen=True)
 class DrGRPOConfig(GRPOConfig):
+    """GRPO's knobs with Dr.GRPO's values (arXiv 2503.20783)."""
+
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
     kl_coefficient: float = 0.0

@@ -14,6 +14,8 @@ from .grpo import GRPO, GRPOConfig
 
 @dataclass(frozen=True)
 class GSPOConfig(GRPOConfig):
+    """GRPO's knobs with GSPO's values (arXiv 2507.18071)."""
+
     clip_ratio_low: float = 3e-4
     clip_ratio_high: float = 4e-4
     kl_coefficient: float = 0.0

@@ -57,6 +57,7 @@ class Evaluate:
             if pool is not None:
                 pool.close()
         if context.rank == 0:
+            context.output("report").mkdir(parents=True, exist_ok=True)
             write_json(context.output("report") / "report.json", metrics)
         if policy.ranks.dp_rank == 0 and policy.ranks.is_lead:
             context.rollouts.mkdir(parents=True, exist_ok=True)

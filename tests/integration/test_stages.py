@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-BASE = ["stages.base.steps=20", "stages.base.tokenizer_documents=500"]
+BASE = ["stages.base.steps=100", "stages.base.tokenizer_documents=500"]
 ZERO = ["stages.zero.steps=2", "stages.zero.prompts_per_rollout=4", "stages.zero.group_size=4", "stages.zero.evaluation.max_problems=6",
         "stages.zero.evaluation.samples=2", "rollout.max_tokens=24", "stages.score.evaluation.max_problems=5", "stages.score.evaluation.samples=2"]
 
@@ -49,8 +49,8 @@ def test_a_stage_continues_on_another_layout_with_another_algorithm(folder: Path
     assert "base: done before" in output
     metrics = last_metrics(folder, "zero")
     assert metrics["step"] == 2
-    if not metrics["skipped"]:
-        assert metrics["mismatch"] < 1e-4, metrics
+    assert not metrics["skipped"], "no sample to learn from: the base is too weak for this test to say anything"
+    assert metrics["mismatch"] < 1e-4, metrics
     summary = json.loads((folder / "summary.json").read_text())["stages"]["zero"]
     assert summary["state"] == "done"
     assert 0 <= summary["metrics"]["pass_at_1"] <= 1
