@@ -188,7 +188,9 @@ def test_a_key_may_be_under_way_once() -> None:
 def test_close_ends_everything_in_the_middle_of_a_call() -> None:
     pool = RewardPool(HOSTILE, workers=2, batch_size=1)
     score(pool, ["a", "b"])
-    processes = family(pool.pids())
+    deadline = time.monotonic() + 20  # the second worker may still be starting: one can score both
+    while len(processes := family(pool.pids())) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert len(processes) >= 4  # two keepers, two scorers
     for index in range(2):
         pool.submit(str(index), RewardSample("q", "child, then hang"))
