@@ -29,6 +29,7 @@ from r1mega.policy.architecture import MLA, Architecture, MoE
 from r1mega.policy.build import TrainingTerms
 from r1mega.policy.policy import Policy
 from r1mega.policy.weights import WeightSets
+from r1mega.recipe.worker import leave
 from r1mega.rollout.batching import make_microbatch
 from r1mega.types import MicroBatch, TrainSequence
 
@@ -315,3 +316,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -12,6 +12,7 @@ from r1mega.config import ParallelConfig, PrecisionConfig
 from r1mega.policy.architecture import MLA, Architecture, MoE
 from r1mega.policy.generate import Engine
 from r1mega.policy.policy import Policy
+from r1mega.recipe.worker import leave
 from r1mega.rollout.batching import make_microbatch, unpack
 from r1mega.types import Completion, GenerationRequest, SamplingParams, TrainSequence
 
@@ -51,3 +52,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

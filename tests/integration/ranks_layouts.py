@@ -26,6 +26,7 @@ from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
 from r1mega.policy.architecture import MLA, Architecture, MoE
 from r1mega.policy.build import TrainingTerms
 from r1mega.policy.policy import Policy
+from r1mega.recipe.worker import leave
 from r1mega.rollout.batching import make_microbatch, unpack
 from r1mega.types import MicroBatch, TrainSequence
 
@@ -139,4 +140,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     main(json.loads(Path(sys.argv[1]).read_text()))
     faulthandler.cancel_dump_traceback_later()
-    os._exit(0)  # skip the teardown of process groups, which may wait for ranks that are gone
+    leave(0)

@@ -33,6 +33,7 @@ for case in ("mixed", "one owner", "stay"):
             assert have.dtype == want.dtype and np.array_equal(have, want), (case, index, name)
         assert sequence.old_logprobs is None and sequence.ref_logprobs is None
 print("rank", me, "ok")
+dist.destroy_process_group()
 """
 
 

@@ -77,6 +77,7 @@ for valid in (53, 30):  # 30: all of the second rank's ids are padding
     (here * weights).sum().backward(); (one * weights).sum().backward()
     torch.testing.assert_close(here, one, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(part.grad, alone.grad.chunk(2, 1)[rank], atol=1e-6, rtol=1e-5)
+dist.destroy_process_group()
 """
 
 
