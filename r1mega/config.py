@@ -129,9 +129,10 @@ class MismatchConfig:
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """How a question becomes the text the model continues; `{question}` is replaced."""
+    """How a question becomes the text the model continues, and what a whole answer to it looks like (the text that SFT trains on)."""
 
-    prompt: str = "{question}"
+    prompt: str = "{question}"  # {question} is replaced
+    response: str = "<think>{reasoning}</think><answer>{response}</answer>"  # {reasoning} and {response} are replaced
 
 
 @dataclass(frozen=True)
