@@ -127,7 +127,6 @@ def features(machine: Machine) -> list[Feature]:
         "FP8 blockwise": (gpu, needs("transformer-engine", "te", "2.3"), capable((9, 0), "Hopper")),
         "FP8 MXFP8": (gpu, needs("transformer-engine", "te", "2.3"), capable((10, 0), "Blackwell")),
         "fused Adam, bf16 moments": (gpu, fused_adam),
-        "context parallelism": (absent,),
         "DeepEP dispatcher": (absent,),
         "vLLM rollouts": (absent, needs("vllm", "vllm")),
         "reasoning-gym tasks": (needs("reasoning-gym", "gym"),),

@@ -88,9 +88,9 @@ def begin_save(policy: Policy, folder: Path, step: int, extra: Mapping[str, Any]
                                       lambda: storage.fresh_folder(final, "step_*.tmp-*", before_rename))
     texts = {STATE: json.dumps(_describe(policy, step, extra, sets), indent=2) + "\n"}
     with storage.removed_on_error(policy.ranks, temporary):
-        write = storage.Write(policy.ranks, temporary, _whole_state(policy, sets), validate=not getattr(policy, "_sharding_checked", False),
+        write = storage.Write(policy.ranks, temporary, _whole_state(policy, sets), validate=not policy.sharding_checked,
                               background=background)
-    policy._sharding_checked = True  # type: ignore[attr-defined]
+    policy.sharding_checked = True
     return PendingSave(policy, write, texts, lambda: _publish(temporary, final, keep_last, before_rename))
 
 

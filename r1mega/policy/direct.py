@@ -23,7 +23,7 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine, signed sine, each [B, 1,
 def runs_directly(policy: Policy) -> bool:
     """Whether every layer of this policy is whole on its rank and built of the layers that `DirectDecoder` knows."""
     p = policy.parallel
-    whole = p.tensor_model_parallel_size == p.pipeline_model_parallel_size == p.context_parallel_size == p.expert_model_parallel_size == 1
+    whole = p.tensor_model_parallel_size == p.pipeline_model_parallel_size == p.expert_model_parallel_size == 1
     return whole and len(policy.chunks) == 1 and not policy.transformer_engine
 
 

@@ -93,12 +93,22 @@ class Engine:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest], decode: Decode, on_finish: Callable[[Completion], None]) -> None:
-        """Make every request's completion; see `hookspecs.Generator` for who calls it with what. A collective."""
-        policy = self.policy
+        """Make every request's completion; see `hookspecs.Generator` for who calls it with what. A collective.
+
+        Context-parallel ranks share the requests out; what the others made is handed on at the end.
+        """
+        policy, ranks = self.policy, self.policy.ranks
+        made = list[Completion]()
+
+        def finish(completion: Completion) -> None:
+            made.append(completion)
+            on_finish(completion)
+
+        requests = requests[ranks.cp_rank:: ranks.cp_size]
         for chunk in policy.chunks:
             chunk.eval()
         self._waiting = deque(requests)
-        self._decode_text, self._on_finish = decode, on_finish
+        self._decode_text, self._on_finish = decode, finish
         count = min(self.max_slots, max(1, len(requests)))
         longest = max((request.sampling.max_tokens for request in requests), default=1)
         capacity = max((len(r.prompt_tokens) + r.sampling.max_tokens for r in requests), default=2)
@@ -118,6 +128,9 @@ class Engine:
                 self._decode()
         for chunk in policy.chunks:
             chunk.train()
+        for place, share in enumerate(ranks.gather_context(made)):
+            for completion in share if place != ranks.cp_rank else ():
+                on_finish(completion)
 
     def _fitting_cache(self, count: int, capacity: int) -> SlotCache:
         slots = count + self.policy.pad_multiple

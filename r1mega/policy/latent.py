@@ -42,5 +42,5 @@ class PackedLatentAttention(MLASelfAttention):
 
     def _applies(self, hidden_states: torch.Tensor, packed_seq_params: Any) -> bool:
         exact = hidden_states.dtype in (torch.float32, torch.float64)  # torch has no complex numbers of half precision
-        training = type(packed_seq_params) is PackedBatch and packed_seq_params.plan is not None
+        training = type(packed_seq_params) is PackedBatch and packed_seq_params.qkv_format != "thd"
         return exact and training and hidden_states.device.type == "cpu" and not self.recompute_up_proj

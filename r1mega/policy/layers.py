@@ -15,6 +15,7 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention, M
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
+from r1mega.policy.context import context_attention
 from r1mega.policy.kernels import from_rectangles, rms_normalize, to_rectangles
 from r1mega.policy.latent import PackedLatentAttention
 from r1mega.policy.packed import DecodeBatch, PackedBatch, PackPlan, PrefillBatch
@@ -61,7 +62,7 @@ class CoreAttention(MegatronModule):
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 attn_mask_type: Any = None, attention_bias: Any = None, packed_seq_params: PackedBatch | None = None, **kwargs: Any) -> torch.Tensor:
         """query, key, value: [T, 1, heads, d] or [T, heads, d]; returns [T, 1, heads * d of v]."""
-        if self.inner is not None and packed_seq_params is not None and packed_seq_params.plan is None and not isinstance(packed_seq_params, DecodeBatch):
+        if self.inner is not None and packed_seq_params is not None and packed_seq_params.qkv_format == "thd":
             out: torch.Tensor = self.inner(query, key, value, attention_mask, attn_mask_type=attn_mask_type, attention_bias=attention_bias,
                                            packed_seq_params=packed_seq_params, **kwargs)
             return out
@@ -71,6 +72,8 @@ class CoreAttention(MegatronModule):
         if isinstance(packed_seq_params, DecodeBatch):
             assert packed_seq_params.cache is not None
             out = packed_seq_params.cache.attend(self.layer_number, query, key, value, scale)
+        elif packed_seq_params.share is not None:
+            out = context_attention(query, key, value, packed_seq_params.share, scale)
         else:
             assert packed_seq_params.plan is not None
             out = packed_causal_attention(query, key, value, packed_seq_params.plan, scale)
@@ -164,7 +167,7 @@ class PositionalRotary(torch.nn.Module):
             size = 64
             while size < longest:
                 size *= 2
-            table = self.inner(size)
+            table = self.inner(size, packed_seq=True)  # whole: Megatron would cut it for context parallelism
             self._table, self._mscale = table if isinstance(table, tuple) else (table, None)
             self._table = self._table.detach()
         return self._table[where.positions]  # [T, 1, 1, d]

@@ -31,9 +31,6 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig, precision
     for name, value in vars(parallel).items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ConfigError(f"parallel.{name}={value}: must be at least 1")
-    if parallel.context_parallel_size > 1:
-        raise ConfigError(f"parallel.context_parallel_size={parallel.context_parallel_size}: context parallelism is not supported yet; "
-                          "use tensor or pipeline parallelism, or activation recomputation, for long sequences")
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     _divides("model.num_attention_heads", architecture.num_attention_heads, "tensor_model_parallel_size", tp)
     if architecture.mla is None:

@@ -41,6 +41,7 @@ class PolicyModel(GPTModel):
             if module is not self and isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
                 module.rotary_pos_emb = PositionalRotary(module.rotary_pos_emb, per_head=False)
         for layer in self.mtp.layers if self.mtp_process else ():
+            layer.cp_group = None  # `_mtp_states` shifts the tokens itself, over the whole row
             if "forward_func" in inspect.signature(layer._checkpointed_forward).parameters:
                 layer._checkpointed_forward = functools.partial(_recompute_packed, layer._checkpointed_forward)
 
@@ -67,11 +68,24 @@ class PolicyModel(GPTModel):
     def _mtp_states(self, hidden: torch.Tensor, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, rotary_pos_emb: Any,
                     attention_mask: Any, packed_seq_params: PackedBatch | None, weight: torch.Tensor | None) -> list[tuple[Any, ...]]:
         """(hidden, labels, head weight) of each MTP depth; depth k at token t predicts the label of token t + k + 1."""
-        detach = self.options.mtp_detach
-        embedding = self.embedding
+        assert packed_seq_params is not None
+        detach, share = self.options.mtp_detach, packed_seq_params.share
+        embedding, ends = self.embedding, packed_seq_params.cu_seqlens_q[1:].long() - 1
+        ids, target = (input_ids[0], labels[0]) if share is None else (share.tokens, share.labels)
+
+        def next_ones(row: torch.Tensor) -> torch.Tensor:
+            row = torch.roll(row, -1)
+            row[ends] = 0  # nothing follows there: the loss weight of these positions is 0
+            return row
+
+        def mine(row: torch.Tensor) -> torch.Tensor:
+            return row if share is None else row[share.index]
 
         def embed(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = embedding(input_ids=input_ids, position_ids=position_ids)
+            nonlocal ids
+            del input_ids  # Megatron's shifted ids know this rank's tokens alone
+            ids = next_ones(ids)
+            out: torch.Tensor = embedding(input_ids=mine(ids)[None], position_ids=position_ids)
             return out.detach() if detach else out
 
         if detach:  # still a leaf that wants a gradient: otherwise recomputing the MTP layer would give its weights none
@@ -81,13 +95,10 @@ class PolicyModel(GPTModel):
         chunks = torch.chunk(states, 1 + self.config.mtp_num_layers, dim=0)[1:]
         head = self.output_layer.weight if weight is None else weight
         head = head.detach() if detach else head
-        assert packed_seq_params is not None
-        ends = packed_seq_params.cu_seqlens_q[1:].long() - 1
-        target, found = labels[0], list[tuple[Any, ...]]()
+        found = list[tuple[Any, ...]]()
         for chunk in chunks:
-            target = torch.roll(target, -1)
-            target[ends] = 0  # no label there: the loss weight of these positions is 0
-            found.append((chunk, target.clone(), head))
+            target = next_ones(target)
+            found.append((chunk, mine(target), head))
         return found
 
     def _last_logits(self, hidden: torch.Tensor, weight: torch.Tensor | None, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:

@@ -16,6 +16,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 if TYPE_CHECKING:
     from r1mega.policy.cache import SlotCache
+    from r1mega.policy.context import ContextShare
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ def plan_pack(lengths: Sequence[int], device: torch.device, growth: float = 1.3)
 class PackedBatch(PackedSeqParams):
     """A training or log-prob pass over whole sequences.
 
-    With `plan` (local layers) `qkv_format` stays "sbhd": positions are applied by index and Megatron leaves [T, 1, ...] alone. Without
-    (Transformer Engine layers) it is "thd" and Megatron's own packed path is taken.
+    With `plan` (local layers) or `share` (context parallelism) `qkv_format` stays "sbhd": positions are applied by index and Megatron leaves
+    [T, 1, ...] alone. Without (Transformer Engine layers) it is "thd" and Megatron's own packed path is taken.
     """
 
-    positions: torch.Tensor | None = None  # int64 [T]
+    positions: torch.Tensor | None = None  # int64 [T], of this rank's share where there is one
     plan: PackPlan | None = None
+    share: ContextShare | None = None
     phase: torch.Tensor | None = None  # what the first attention layer computed of the positions, for the layers after it
 
 
@@ -99,9 +101,10 @@ class DecodeBatch(PackedBatch):
     logit_rows: torch.Tensor | None = None
 
 
-def packed_batch(lengths: Sequence[int], positions: torch.Tensor, *, thd: bool) -> PackedBatch:
-    """`PackedBatch` for sequences of these lengths; `thd` selects Transformer Engine's path."""
+def packed_batch(lengths: Sequence[int], positions: torch.Tensor, *, thd: bool, share: ContextShare | None = None) -> PackedBatch:
+    """`PackedBatch` for sequences of these lengths; `thd` selects Transformer Engine's path, unless the row is shared."""
     bounds = torch.tensor([0, *lengths], dtype=torch.int32, device=positions.device).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
+    thd = thd and share is None
     return PackedBatch(qkv_format="thd" if thd else "sbhd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
-                       positions=positions, plan=None if thd else plan_pack(lengths, positions.device))
+                       positions=positions, plan=None if thd or share is not None else plan_pack(lengths, positions.device), share=share)

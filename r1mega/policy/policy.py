@@ -21,6 +21,7 @@ from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
 from r1mega.errors import R1MegaError
 from r1mega.policy import build
 from r1mega.policy.architecture import Architecture
+from r1mega.policy.context import ContextShare, gather_rows, share_of
 from r1mega.policy.initialize import initialize_weights
 from r1mega.policy.model import OutputOptions
 from r1mega.policy.packed import packed_batch
@@ -75,15 +76,16 @@ class Policy:
             self.optimizer = build.build_optimizer(self.models, optimizer, precision)
             self.config.grad_scale_func = self.optimizer.scale_loss
             self.scheduler = _scheduler(self.optimizer, optimizer, max(1, training_steps))
+        self.sharding_checked = False  # whether a checkpoint's sharding has been validated: once is enough
         self._metric_names: list[str] | None = None
 
     # ------------------------------------------------------------------------------------------------------------------- passes over data
 
     @property
     def pad_multiple(self) -> int:
-        """Packed rows are padded to a multiple of this many tokens (sequence parallel, FP8 tiles)."""
-        tp = self.parallel.tensor_model_parallel_size * self.parallel.context_parallel_size
-        return tp * 16 if self.precision.fp8 else tp
+        """Packed rows are padded to a multiple of this many tokens (sequence parallel, context-parallel chunks, FP8 tiles)."""
+        tp, cp = self.parallel.tensor_model_parallel_size, self.parallel.context_parallel_size
+        return tp * (2 * cp if cp > 1 else 1) * (16 if self.precision.fp8 else 1)
 
     def logprobs(self, batches: Sequence[MicroBatch], *, temperature: float | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(log-probs, entropy), float32 [T] on the CPU, of each micro-batch under the current weights; the same on every rank of the replica.
@@ -92,14 +94,18 @@ class Policy:
         """
         outputs: list[torch.Tensor] = []
 
-        def collect(rows: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
-            del non_loss_data
-            return rows[:2].float().cpu()
+        def collecting(_batch: MicroBatch, share: ContextShare | None) -> Callable[..., torch.Tensor]:
+            def collect(rows: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
+                del non_loss_data
+                rows = rows[:2].float()
+                return (rows if share is None else gather_rows(rows, share)).cpu()
+
+            return collect
 
         for model in self.models:
             model.eval()
         with self._output(temperature=temperature, mtp=False), torch.no_grad():
-            results = self._run(batches, lambda _batch, _rows: collect, forward_only=True, collect_non_loss_data=True)
+            results = self._run(batches, collecting, forward_only=True, collect_non_loss_data=True)
         for model in self.models:
             model.train()
         if self.ranks.is_last_stage:
@@ -132,36 +138,40 @@ class Policy:
         tokens = max(1.0, sums.pop("loss_tokens"))
         return StepResult(loss=sums.pop("loss") / tokens, grad_norm=float(grad_norm or 0.0), lr=lr, sums=sums | {"loss_tokens": tokens}, updated=bool(updated))
 
-    def _loss(self, loss_fn: LossFn, batch: MicroBatch, rows: torch.Tensor) -> Callable[..., Any]:
+    def _loss(self, loss_fn: LossFn, batch: MicroBatch, share: ContextShare | None) -> Callable[..., Any]:
         def compute(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            rows = rows if share is None else gather_rows(rows, share)
             loss, sums = loss_fn(rows[0], rows[1], batch)
             report = {name: value.detach().double() for name, value in sums.items()}
             report["loss"] = loss.detach().double()
-            tokens = (batch.weights > 0).sum()
-            report["loss_tokens"] = tokens.double()
+            counts = batch.weights > 0
+            report["loss_tokens"] = counts.sum().double()
             if len(rows) > 2:
                 mtp = _mtp_loss(rows[2:], batch)
                 report["mtp_loss"] = mtp.detach().double()
                 loss = loss + mtp * (self.terms.mtp_loss_scaling_factor / (len(rows) - 2))
-            return loss, tokens.int(), report
+            mine = counts if share is None else counts[share.index]  # Megatron adds these up over the context-parallel ranks too
+            return loss, mine.sum().int(), report
 
-        del rows
         return compute
 
-    def _run(self, batches: Sequence[MicroBatch], make_loss: Callable[[MicroBatch, torch.Tensor], Callable[..., Any]], *, forward_only: bool,
-             collect_non_loss_data: bool = False) -> list[Any]:
+    def _run(self, batches: Sequence[MicroBatch], make_loss: Callable[[MicroBatch, ContextShare | None], Callable[..., Any]], *,
+             forward_only: bool, collect_non_loss_data: bool = False) -> list[Any]:
         """Run Megatron's pipeline schedule over the micro-batches; what the loss functions returned, on the last stage."""
         count = len(batches)
         if len(self.models) > 1:  # the interleaved schedule takes a multiple of the pipeline's size: fill up with rows of padding alone
             empty = make_microbatch([], self.pad_multiple)
             batches = [*batches, *[empty] * (-count % self.parallel.pipeline_model_parallel_size)]
         batches = [_to_device(batch, self.platform.device) for batch in batches]
+        context = parallel_state.get_context_parallel_group()
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(iterator)
-            packed = packed_batch(batch.lengths, batch.positions, thd=self.transformer_engine)
-            rows = model(batch.tokens[None], batch.positions[None], None, labels=batch.labels[None], packed_seq_params=packed)
-            return rows, make_loss(batch, rows)
+            share = share_of(batch, context.rank(), context.size(), context) if context.size() > 1 else None
+            tokens, labels, positions = ((row if share is None else row[share.index]) for row in (batch.tokens, batch.labels, batch.positions))
+            packed = packed_batch(batch.lengths, positions, thd=self.transformer_engine, share=share)
+            rows = model(tokens[None], positions[None], None, labels=labels[None], packed_seq_params=packed)
+            return rows, make_loss(batch, share)
 
         iterators: Any = [iter(batches) for _ in self.models]
         longest = max(len(batch.tokens) for batch in batches)

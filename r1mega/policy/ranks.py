@@ -15,7 +15,7 @@ from r1mega.policy.platform import Platform
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank's place. A *replica* is one model-parallel group: all ranks that hold one copy of the model together.
+    """This rank's place. A *replica* is all ranks that work on the same micro-batches: one tensor x context x pipeline group.
 
     Small data travels over `control`, a gloo group of all ranks on the CPU, whatever the backend of the bulk data.
     """
@@ -26,10 +26,12 @@ class Ranks:
     dp_size: int
     tp_rank: int
     pp_rank: int
+    cp_rank: int
+    cp_size: int
     is_last_stage: bool
     replica_ranks: tuple[int, ...]
     peers: tuple[int, ...]  # global ranks in this rank's place in each replica, by dp_rank
-    lead: int  # global rank of this replica's lead: tensor rank 0 of the last pipeline stage
+    lead: int  # global rank of this replica's lead: tensor and context rank 0 of the last pipeline stage
     control: Any = field(repr=False)
     replica_control: Any = field(repr=False)
 
@@ -59,6 +61,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=self.lead, group=self.replica_control)
         return box[0]
 
+    def gather_context(self, value: Any) -> list[Any]:
+        """The values of the replica's context-parallel ranks in order, on every rank of the replica; its other ranks hold copies."""
+        if self.cp_size == 1:
+            return [value]
+        boxes: list[Any] = [None] * len(self.replica_ranks)
+        dist.all_gather_object(boxes, (self.cp_rank, value) if self.is_last_stage and self.tp_rank == 0 else None, group=self.replica_control)
+        return [value for _, value in sorted((box for box in boxes if box is not None), key=lambda box: box[0])]
+
     def gather_replicas(self, value: Any) -> list[Any]:
         """The leads' values of all replicas in order, on every rank. For small data only."""
         if self.world_size == 1:
@@ -76,29 +86,20 @@ class Ranks:
 def find_ranks(platform: Platform) -> Ranks:
     """After `initialize_parallel`. A collective: it creates the control groups."""
     control = dist.new_group(backend="gloo") if platform.is_cuda else dist.group.WORLD
-    mine = tuple(dist.get_process_group_ranks(parallel_state.get_model_parallel_group()))
-    replica_control: Any = parallel_state.get_model_parallel_group()
-    if platform.is_cuda:
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine, group=control)
-        for ranks in sorted(set(everyone)):  # every rank takes part in creating every group
+    tp_rank, cp_rank = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
+    dp_rank, is_last_stage = parallel_state.get_data_parallel_rank(), parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (dp_rank, is_last_stage and tp_rank == cp_rank == 0), group=control)
+    replicas = {replica: tuple(rank for rank, (of, _) in enumerate(everyone) if of == replica) for replica in sorted({of for of, _ in everyone})}
+    mine = replicas[dp_rank]
+    replica_control: Any = control
+    if len(replicas) > 1:
+        for ranks in replicas.values():  # every rank takes part in creating every group
             group = dist.new_group(list(ranks), backend="gloo")
             if ranks == mine:
                 replica_control = group
     return Ranks(
-        rank=dist.get_rank(), world_size=dist.get_world_size(), dp_rank=parallel_state.get_data_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(), tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pp_rank=parallel_state.get_pipeline_model_parallel_rank(), is_last_stage=parallel_state.is_pipeline_last_stage(ignore_virtual=True),
-        replica_ranks=mine, peers=tuple(dist.get_process_group_ranks(parallel_state.get_data_parallel_group())), lead=_lead(mine),
-        control=control, replica_control=replica_control)
-
-
-def _lead(replica: tuple[int, ...]) -> int:
-    """The rank of `replica` that is first in its tensor-parallel group and last in its pipeline."""
-    stage_last = dist.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())[-1]
-    mine = torch.tensor([stage_last if parallel_state.get_tensor_model_parallel_rank() == 0 else -1])
-    if len(replica) > 1:
-        device = mine.to(torch.cuda.current_device()) if torch.cuda.is_available() else mine
-        dist.all_reduce(device, op=dist.ReduceOp.MAX, group=parallel_state.get_model_parallel_group())
-        return int(device)
-    return int(mine)
+        rank=dist.get_rank(), world_size=dist.get_world_size(), dp_rank=dp_rank, dp_size=len(replicas), tp_rank=tp_rank,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(), cp_rank=cp_rank, cp_size=parallel_state.get_context_parallel_world_size(),
+        is_last_stage=is_last_stage, replica_ranks=mine, peers=tuple(dist.get_process_group_ranks(parallel_state.get_data_parallel_group())),
+        lead=next(rank for rank in mine if everyone[rank][1]), control=control, replica_control=replica_control)

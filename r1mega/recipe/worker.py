@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -114,6 +115,12 @@ def _echo_to_console() -> None:
     os.set_inheritable(int(number), False)
     console = os.fdopen(int(number), "w", encoding="utf-8", errors="replace", buffering=1)
     sys.stdout, sys.stderr = Tee(console, sys.stdout), Tee(console, sys.stderr)
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+    """Python's warnings are about libraries, for developers: into the log alone. What a user should know is logged."""
+    (file or sys.__stderr__ or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def describe(error: BaseException, folder: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ MODEL = Architecture(num_layers=2, hidden_size=32, ffn_hidden_size=64, num_atten
                      moe=MoE(num_moe_experts=4, moe_ffn_hidden_size=32, moe_router_topk=2, moe_shared_expert_intermediate_size=32))
 OPTIMIZER = OptimizerConfig(lr=1e-2, lr_warmup_steps=4, lr_decay_style="linear")
 LAYOUTS = {"tp": ParallelConfig(tensor_model_parallel_size=2), "pp": ParallelConfig(pipeline_model_parallel_size=2),
-           "ep": ParallelConfig(expert_model_parallel_size=2, data_parallel_size=2), "dp": ParallelConfig(data_parallel_size=2)}
+           "ep": ParallelConfig(expert_model_parallel_size=2, data_parallel_size=2), "dp": ParallelConfig(data_parallel_size=2),
+           "cp": ParallelConfig(context_parallel_size=2)}
 
 
 def make(parallel: ParallelConfig | None = None, *, model: Architecture = MODEL, optimizer: OptimizerConfig | None = OPTIMIZER,

@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.timeout(300)
 SCRIPT = Path(__file__).with_name("ranks_checkpoint.py")
 DEADLINE_S = 200  # of one start; a healthy one takes a tenth
-LAYOUTS = ("tp", "pp", "ep", "dp")
+LAYOUTS = ("tp", "pp", "ep", "dp", "cp")
 Found = dict[str, Any]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,12 +20,14 @@ LAYOUTS = {
     "dp2": {"data_parallel_size": 2},
     "tp2_pp2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
     "pp2_ep2": {"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2, "data_parallel_size": 2},
+    "cp2": {"context_parallel_size": 2},
+    "pp2_cp2_ep2": {"pipeline_model_parallel_size": 2, "context_parallel_size": 2, "expert_model_parallel_size": 2},
     "tp2_pp2_ep2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2},
 }
 
 
 def generate(model: str, layout: dict[str, int]) -> dict[str, Any]:
-    ranks = layout.get("tensor_model_parallel_size", 1) * layout.get("pipeline_model_parallel_size", 1) * layout.get("data_parallel_size", 1)
+    ranks = math.prod(layout.get(f"{name}_parallel_size", 1) for name in ("tensor_model", "pipeline_model", "context", "data"))
     script = Path(__file__).parent / "ranks_generate.py"
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(script), model,
                json.dumps(layout)]

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.timeout(600)  # the whole file takes about 90 s on two 
 SCRIPT = Path(__file__).with_name("ranks_layouts.py")
 TOLERANCE, ADAM_TOLERANCE = 1e-5, 1e-3
 
-TP, PP, VPP, EP, ETP, DP = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
-                            "expert_model_parallel_size", "expert_tensor_parallel_size", "data_parallel_size")
+TP, PP, VPP, CP, EP, ETP, DP = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+                                "context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size", "data_parallel_size")
 # name -> (layout, micro-batches of each replica). Expert parallelism lies across the tensor and data parallel ranks of a stage.
 LAYOUTS: dict[str, tuple[dict[str, int], int]] = {
     "one": ({}, 1),
@@ -42,6 +42,12 @@ LAYOUTS: dict[str, tuple[dict[str, int], int]] = {
     "PP2xEP2": ({PP: 2, EP: 2, DP: 2}, 1),  # fewer micro-batches than stages
     "TP2xPP2xEP2": ({TP: 2, PP: 2, EP: 2}, 2),
     "ETP2xEP2": ({TP: 2, ETP: 2, EP: 2, DP: 2}, 1),
+    "CP2": ({CP: 2}, 2),
+    "CP2xEP2": ({CP: 2, EP: 2}, 1),
+    "TP2xCP2": ({TP: 2, CP: 2}, 2),
+    "PP2xCP2": ({PP: 2, CP: 2}, 3),
+    "CP2xDP2": ({CP: 2, DP: 2}, 1),
+    "CP4, tied GQA": ({CP: 4}, 1),
     "one, tied GQA": ({}, 1),
     "TP2xPP2, tied GQA": ({TP: 2, PP: 2}, 3),  # the first and the last stage share the embedding
 }
@@ -54,7 +60,7 @@ def _model(name: str) -> str:
 
 def _world(name: str) -> int:
     sizes = LAYOUTS[name][0]
-    return sizes.get(TP, 1) * sizes.get(PP, 1) * sizes.get(DP, 1)
+    return sizes.get(TP, 1) * sizes.get(PP, 1) * sizes.get(CP, 1) * sizes.get(DP, 1)
 
 
 @functools.cache
