@@ -81,7 +81,12 @@ def config_from_tree(host: Host, stage: str, tree: Mapping[str, Any]) -> Any:
 def _build(registry: Registry, stage: str, tree: Mapping[str, Any], where: str, origins: Mapping[str, str] | None = None) -> Any:
     config = registry.get("stages", stage).config
     source = (lambda key: _origin(origins, key.removeprefix(f"{where}."))) if origins else None
-    built: Any = strict.build(config or NoConfig, tree, where, registry=registry, origin=source)
+    try:
+        built: Any = strict.build(config or NoConfig, tree, where, registry=registry, origin=source)
+    except ConfigError as error:
+        if not where or where in str(error):
+            raise
+        raise ConfigError(f"{where}: {error}") from error  # a dataclass's own check does not know whose it is
     return built if config else None
 
 

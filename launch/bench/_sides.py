@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform as system
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -115,7 +116,7 @@ class Bench:
         return [random.integers(0, self.vocab_size, length) for length in lengths]
 
 
-class Side:
+class Side(ABC):
     """One contestant of one row."""
 
     def __init__(self, sequences: Sequence[np.ndarray]) -> None:
@@ -124,13 +125,13 @@ class Side:
         self.splits = 1
         self._cut()
 
+    @abstractmethod
     def step(self) -> float:
         """One update; the mean loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _cut(self) -> None:
         """Make `self.splits` micro-batches of the sequences."""
-        raise NotImplementedError
 
     @property
     def microbatch(self) -> int:

@@ -11,8 +11,7 @@ from typing import Any
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError, UserError
 from r1mega.hookspecs import Register
-
-from ._files import write_atomically
+from r1mega.recipe import files
 
 FILE = "tokenizer.json"
 # Where releases state the end-of-sequence token: its text in the first two, its id in the others. The first that states one decides.
@@ -87,10 +86,11 @@ class HuggingFace:
 
     def save(self, folder: Path) -> None:
         """Copy tokenizer.json and the files that state its end-of-sequence token, each atomically, as they are."""
+        files.make_folder(folder)
         for name in (*COMPANIONS, FILE):  # tokenizer.json last: a folder that has it is complete
             source = self.folder / name
             if source.is_file() and source.resolve() != (folder / name).resolve():
-                write_atomically(folder / name, source.read_bytes())
+                files.write_bytes(folder / name, source.read_bytes())
 
 
 def _find(config: HuggingFaceConfig, folder: Path) -> Path:

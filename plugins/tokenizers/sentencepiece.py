@@ -12,8 +12,7 @@ from typing import Literal
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError, R1MegaError
 from r1mega.hookspecs import Register
-
-from ._files import write_atomically
+from r1mega.recipe import files
 
 FILE = "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's inner name for a space
@@ -86,7 +85,8 @@ class SentencePiece:
 
     def save(self, folder: Path) -> None:
         """Write `folder/tokenizer.model` atomically."""
-        write_atomically(folder / FILE, self._model)
+        files.make_folder(folder)
+        files.write_bytes(folder / FILE, self._model)
 
     @staticmethod
     def train(config: SentencePieceConfig, documents: Iterable[str], folder: Path) -> None:
@@ -98,7 +98,8 @@ class SentencePiece:
         if not corpus:
             raise DataError("a sentencepiece tokenizer cannot be trained: the corpus has no text")
         _check_room(config, corpus)
-        write_atomically(folder / FILE, _train(config, corpus))
+        files.make_folder(folder)
+        files.write_bytes(folder / FILE, _train(config, corpus))
 
 
 def _check_room(config: SentencePieceConfig, corpus: Iterable[str]) -> None:

@@ -46,7 +46,7 @@ def export_artifact(policy: Policy, folder: Path, *, before_rename: Callable[[],
 
         def publish() -> None:
             files.write_text(temporary / CONTENT, digest + "\n")
-            storage.sync(temporary)
+            files.sync(temporary)
             storage.put_in_place(temporary, folder, before_rename)
 
         storage.on_first_rank(ranks, what, temporary, publish)

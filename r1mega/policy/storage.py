@@ -212,10 +212,10 @@ class Write:
         for path in sorted(self.folder.iterdir()):
             if path.name not in digests:
                 digests[path.name] = files.file_digest(path)
-                sync(path)
+                files.sync(path)
         (self.folder / CHECKSUMS).write_text(json.dumps(dict(sorted(digests.items())), indent=2) + "\n", encoding="utf-8")
-        sync(self.folder / CHECKSUMS)
-        sync(self.folder)
+        files.sync(self.folder / CHECKSUMS)
+        files.sync(self.folder)
 
     def _checked(self, action: Callable[[], T]) -> T:
         """A collective of torch's, which raises on every rank; in our words."""
@@ -225,15 +225,6 @@ class Write:
             failure = _portable(error, self.folder)
             assert failure is not None
             raise _failure(f"cannot write {self.folder}", failure, error) from error
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------- verifying
@@ -310,7 +301,7 @@ def put_in_place(temporary: Path, final: Path, before: Callable[[], None]) -> No
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    sync(final.parent)
+    files.sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r1mega.errors import R1MegaError, UserError
+from r1mega.recipe import files
 from r1mega.rollout.codec import CorruptUnitError, UnitPayload, decode, encode
 from r1mega.types import ScoredGroup
 
@@ -40,18 +41,10 @@ class Ledger:
         Raises `R1MegaError` when the disk is full or fails, `UserError` when the folder cannot be written; no partial file stays.
         """
         path = self._path(step, unit)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         data = encode(payload)
         try:
-            _make_folder(path.parent, self.folder.parent)
-            try:
-                _write_durably(temporary, data)
-                self._before_rename()
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            _sync_folder(path.parent)
+            files.make_folder(path.parent)
+            files.write_bytes(path, data, self._before_rename)
         except OSError as error:
             raise _explain(error, path, len(data)) from error
 
@@ -78,8 +71,7 @@ class Ledger:
                 shutil.rmtree(self.folder / name)
             elif match:
                 for leftover in (self.folder / name).glob(".unit_*.tmp"):
-                    if not leftover.name.endswith(f".{os.getpid()}.tmp"):
-                        leftover.unlink(missing_ok=True)
+                    leftover.unlink(missing_ok=True)
 
     def _path(self, step: int, unit: int) -> Path:
         return self.folder / f"step_{step:08d}" / f"unit_{unit:06d}.bank"
@@ -87,32 +79,6 @@ class Ledger:
 
 def _names(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []
-
-
-def _make_folder(folder: Path, root: Path) -> None:
-    """Create `folder` below `root`, each new level made durable in the one above."""
-    if folder.is_dir():
-        return
-    if folder != root:
-        _make_folder(folder.parent, root)
-    folder.mkdir(parents=True, exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: OSError, path: Path, size: int) -> R1MegaError:
