@@ -53,8 +53,11 @@ def export_artifact(policy: Policy, folder: Path, *, before_rename: Callable[[],
     return digest
 
 
-def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False) -> None:
-    """Load an artifact's weights; the optimizer, if there is one, starts from them. A collective.
+def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False, head: bool | None = None, optimizer: bool = True) -> None:
+    """Load an artifact's weights; the optimizer, if there is one, starts from them unless `optimizer` is false. A collective.
+
+    `head`: whether the artifact has a reward head to load. A reward model that is to be trained from a policy's checkpoint says False and keeps
+    the head it was initialized with.
 
     With `mtp_optional` multi-token-prediction layers may be on one side only: extra ones are left, absent ones keep their initial values.
     Raises `UserError` naming the fields in which the architectures differ, `R1MegaError` for a damaged folder.
@@ -70,7 +73,7 @@ def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False) -
     if differing:
         fields = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in differing)
         raise UserError(f"the weights in {folder} are of another model: {fields}. Use the model configuration they were made with")
-    load_weights(policy, folder, mtp_optional=mtp_optional)
+    load_weights(policy, folder, mtp_optional=mtp_optional, head=head, optimizer=optimizer)
 
 
 def content_digest(policy: Policy, folder: Path) -> str:

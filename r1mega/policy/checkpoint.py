@@ -159,14 +159,15 @@ def load(policy: Policy, path: Path, sets: WeightSets | None = None, *, weights_
     return LoadedState(about["step"], about["extra"], path)
 
 
-def load_weights(policy: Policy, path: Path, *, mtp_optional: bool = False) -> None:
-    """Load the model's weights from a checkpoint or artifact; the optimizer's own copies follow."""
-    without = check_keys(policy, path, mtp_optional=mtp_optional)
-    state = model_state(policy)
+def load_weights(policy: Policy, path: Path, *, mtp_optional: bool = False, head: bool | None = None, optimizer: bool = True) -> None:
+    """Load the model's weights from a checkpoint or artifact; the optimizer's own copies follow, unless `optimizer` is false. `head`: whether the
+    reward head is among them (`keys.model_state`)."""
+    without = check_keys(policy, path, mtp_optional=mtp_optional, head=head)
+    state = model_state(policy, head=head)
     if without:
         state = {name: {key: value for key, value in chunk.items() if not is_mtp(key)} for name, chunk in state.items()}
-    _take_model(policy, _read(state, path), strict=not without)
-    if policy.optimizer is not None:
+    _take_model(policy, _read(state, path), strict=not without and head is None)
+    if optimizer and policy.optimizer is not None:
         policy.optimizer.reload_model_params()
 
 
@@ -220,7 +221,7 @@ def _read(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _take_model(policy: Policy, loaded: dict[str, Any], *, strict: bool) -> None:
     for index, chunk in enumerate(policy.chunks):
-        chunk.load_state_dict(loaded[f"model{index}"], strict=strict)
+        chunk.load_state_dict(loaded[f"model{index}"], strict=strict and policy.reward_head != "score")
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- the folder

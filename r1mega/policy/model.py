@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
 
 from r1mega.policy.layers import PositionalRotary
 from r1mega.policy.packed import DecodeBatch, PackedBatch, PrefillBatch
@@ -23,9 +24,23 @@ class OutputOptions:
     """What the output stage computes; one object shared by all chunks of a rank, set by the caller of a pass."""
 
     vocab_size: int  # without padding
+    reward_head: bool = False  # whether the last stage has a scalar head; fixed when the model is built
+    values: bool = False  # return the scalar head's value at each token, float32 [1, T], in place of log-probs
     temperature: float = 1.0
     mtp: bool = False  # also the multi-token-prediction log-probs
     mtp_detach: bool = False  # keep the MTP loss out of the trunk, the embedding and the head
+
+
+class RewardHead(MegatronModule):
+    """From the trunk's last hidden state to one number: what makes a policy a reward model (paper v2 section 3.1)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.weight = torch.nn.Parameter(torch.zeros(1, config.hidden_size, dtype=config.params_dtype))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[T, 1, h] -> [T, 1, 1]."""
+        return torch.nn.functional.linear(hidden, self.weight)
 
 
 class PolicyModel(GPTModel):
@@ -34,6 +49,8 @@ class PolicyModel(GPTModel):
     def __init__(self, *args: Any, options: OutputOptions, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.options = options
+        if self.post_process and options.reward_head:
+            self.reward_head = RewardHead(self.config)
         rotary: Any = getattr(self, "rotary_pos_emb", None)
         if rotary is not None:
             self.rotary_pos_emb = PositionalRotary(rotary, per_head=True)
@@ -53,6 +70,8 @@ class PolicyModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         if isinstance(packed_seq_params, PrefillBatch | DecodeBatch):
             return self._last_logits(hidden_states, weight, packed_seq_params)
+        if self.options.values:
+            return self._values(hidden_states)
         assert labels is not None
         depths: list[tuple[Any, ...]] = [(hidden_states, labels[0], weight)]
         if self.options.mtp and self.mtp_process:
@@ -100,6 +119,13 @@ class PolicyModel(GPTModel):
             target = next_ones(target)
             found.append((chunk, mine(target), head))
         return found
+
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The scalar head's value at each token, float32 [1, T]. Every tensor-parallel rank computes it whole, so its gradient is not summed."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp)
+        values: torch.Tensor = self.reward_head(hidden)[:, 0, 0].float()
+        return values[None]
 
     def _last_logits(self, hidden: torch.Tensor, weight: torch.Tensor | None, batch: PrefillBatch | DecodeBatch) -> torch.Tensor:
         """Logits [rows, V / TP] at `batch.logit_rows` (all rows if None)."""

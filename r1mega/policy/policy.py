@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,8 @@ from r1mega.policy.ranks import find_ranks
 from r1mega.rollout.batching import make_microbatch
 from r1mega.types import MicroBatch
 
-LossFn = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
+LossFn = Callable[[torch.Tensor, Any, MicroBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]  # log-probs, entropy (values, None), batch
+RewardHead = Literal["none", "train", "score"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,13 @@ class Policy:
 
     def __init__(self, architecture: Architecture, *, vocab_size: int, parallel: ParallelConfig, precision: PrecisionConfig, seed: int,
                  optimizer: OptimizerConfig | None = None, training_steps: int = 0, terms: build.TrainingTerms | None = None,
-                 temperature: float = 1.0, timeout_minutes: float = 10.0) -> None:
-        """Build everything on this rank. Without `optimizer` the policy can only score and generate."""
+                 temperature: float = 1.0, reward_head: RewardHead = "none", timeout_minutes: float = 10.0) -> None:
+        """Build everything on this rank. Without `optimizer` the policy can only score and generate.
+
+        With `reward_head="train"` this is a reward model: passes return the scalar head's values, the vocabulary's head is frozen. With "score"
+        it is a policy that can also hold a reward model's weights (`WeightSets.load_artifact`) and return its `values`; the head itself belongs to
+        no checkpoint of the policy.
+        """
         terms = terms or build.TrainingTerms()
         self.platform = get_platform()
         self.transformer_engine = build.use_transformer_engine(precision, self.platform)
@@ -59,11 +65,14 @@ class Policy:
         build.initialize_parallel(parallel, seed)
         self.ranks = find_ranks(self.platform)
         self.architecture, self.parallel, self.precision, self.terms = architecture, parallel, precision, terms
-        self.options = OutputOptions(vocab_size=vocab_size, temperature=temperature, mtp=terms.mtp_loss_scaling_factor > 0, mtp_detach=terms.mtp_detach)
+        self.reward_head: RewardHead = reward_head
+        self.options = OutputOptions(vocab_size=vocab_size, temperature=temperature, mtp=terms.mtp_loss_scaling_factor > 0, mtp_detach=terms.mtp_detach,
+                                     reward_head=reward_head != "none", values=reward_head == "train")
         self.config = build.transformer_config(architecture, parallel, precision, terms, transformer_engine=self.transformer_engine)
         with building_on_cpu(self.platform):
             self.chunks = build.build_chunks(self.config, architecture, self.options, self.platform, transformer_engine=self.transformer_engine)
         initialize_weights(self.chunks, seed)
+        self._freeze()
         self.models: list[Any] = list(self.chunks)
         self.optimizer: Any = None
         self.scheduler: OptimizerParamScheduler | None = None
@@ -92,29 +101,40 @@ class Policy:
 
         Every replica passes the same number of micro-batches. No expert-bias counter moves.
         """
+        return [(rows[0], rows[1]) for rows in self._outputs(batches, 2, temperature=temperature, mtp=False, values=False)]
+
+    def values(self, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """The scalar head's value, float32 [T] on the CPU, at each token of each micro-batch, otherwise as `logprobs`.
+
+        Here entry t belongs to `tokens[t]`: a sequence's reward is the value at its last token.
+        """
+        return [rows[0] for rows in self._outputs(batches, 1, mtp=False, values=True)]
+
+    def _outputs(self, batches: Sequence[MicroBatch], count: int, **output: Any) -> list[torch.Tensor]:
+        """The first `count` output rows, float32 [count, T] on the CPU, of each micro-batch, on every rank of the replica."""
         outputs: list[torch.Tensor] = []
 
         def collecting(_batch: MicroBatch, share: ContextShare | None) -> Callable[..., torch.Tensor]:
             def collect(rows: torch.Tensor, non_loss_data: bool = True) -> torch.Tensor:
                 del non_loss_data
-                rows = rows[:2].float()
+                rows = rows[:count].float()
                 return (rows if share is None else gather_rows(rows, share)).cpu()
 
             return collect
 
         for model in self.models:
             model.eval()
-        with self._output(temperature=temperature, mtp=False), torch.no_grad():
+        with self._output(**output), torch.no_grad():
             results = self._run(batches, collecting, forward_only=True, collect_non_loss_data=True)
         for model in self.models:
             model.train()
         if self.ranks.is_last_stage:
             outputs = results
         if len(self.ranks.replica_ranks) > 1:
-            flat = torch.cat(outputs, 1) if self.ranks.is_last_stage else torch.empty(2, sum(len(b.tokens) for b in batches))
+            flat = torch.cat(outputs, 1) if self.ranks.is_last_stage else torch.empty(count, sum(len(b.tokens) for b in batches))
             dist.broadcast(flat, src=self.ranks.lead, group=self.ranks.replica_control)
             outputs = list(flat.split([len(b.tokens) for b in batches], dim=1))
-        return [(rows[0], rows[1]) for rows in outputs]
+        return outputs
 
     def train_step(self, batches: Sequence[MicroBatch], loss_fn: LossFn) -> StepResult:
         """One policy update from this replica's share of the step.
@@ -141,7 +161,7 @@ class Policy:
     def _loss(self, loss_fn: LossFn, batch: MicroBatch, share: ContextShare | None) -> Callable[..., Any]:
         def compute(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             rows = rows if share is None else gather_rows(rows, share)
-            loss, sums = loss_fn(rows[0], rows[1], batch)
+            loss, sums = loss_fn(rows[0], None if self.options.values else rows[1], batch)
             report = {name: value.detach().double() for name, value in sums.items()}
             report["loss"] = loss.detach().double()
             counts = batch.weights > 0
@@ -192,6 +212,14 @@ class Policy:
             self._metric_names = self.ranks.from_lead(sorted(local))
         assert self._metric_names is not None
         return self.ranks.sum_over_replicas({name: local.get(name, 0.0) for name in self._metric_names})
+
+    def _freeze(self) -> None:
+        """Parameters that this policy never trains: no gradient, no optimizer state."""
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters():
+                idle = name.startswith(("output_layer.", "mtp.")) and not self.architecture.tied_embeddings
+                if (self.reward_head == "train" and idle) or (self.reward_head == "score" and name.startswith("reward_head.")):
+                    parameter.requires_grad_(False)
 
     def _output(self, **changes: Any) -> Any:
         return _changed(self.options, **{name: value for name, value in changes.items() if value is not None})

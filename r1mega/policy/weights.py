@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,15 +27,29 @@ class WeightSets:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._sets: dict[str, Copy] = {}
+        self._from_artifact: set[str] = set()
 
     def names(self) -> list[str]:
-        """The sets there are, in the order of their capture."""
-        return list(self._sets)
+        """The sets that exist nowhere else, in the order of their capture: what a checkpoint must hold. One loaded from an artifact is not among them."""
+        return [name for name in self._sets if name not in self._from_artifact]
 
     def capture(self, name: str) -> None:
         """Copy the current parameters and persistent buffers (the expert bias) to host memory, replacing a set of that name."""
         self._refuse_foreign(f"capture weight set '{name}'")
         self._sets[name] = self._copy_of_live()
+
+    def load_artifact(self, name: str, folder: Path) -> None:
+        """Make a set of an artifact's weights, such as a reward model's, head included. A collective. Errors as of `artifact.load_artifact`."""
+        from r1mega.policy import artifact
+
+        self._refuse_foreign(f"load weight set '{name}'")
+        current = self._copy_of_live()
+        try:
+            artifact.load_artifact(self.policy, folder, head=self.policy.reward_head != "none", optimizer=False)
+            self._sets[name] = self._copy_of_live()
+        finally:
+            self._copy_in(current)
+        self._from_artifact.add(name)
 
     def drop(self, name: str) -> None:
         """Free a set's memory."""

@@ -39,6 +39,7 @@ ARCHITECTURES = {
         **COMMON, mtp_num_layers=1, mla=MLA(kv_lora_rank=16, qk_head_dim=8, qk_pos_emb_head_dim=4, v_head_dim=8, q_lora_rank=16),
         moe=MoE(num_moe_experts=4, moe_ffn_hidden_size=32, moe_router_topk=2, moe_shared_expert_intermediate_size=32, moe_router_num_groups=2,
                 moe_router_group_topk=1, moe_router_topk_scaling_factor=2.5)),
+    "reward": Architecture(**COMMON, num_query_groups=2),
     "tied-gqa": Architecture(**COMMON, num_query_groups=2, kv_channels=16, add_qkv_bias=True, tied_embeddings=True),
 }
 Shard = tuple[str, tuple[int, ...], tuple[int, ...], int, torch.Tensor]  # key, whole shape, offset, leading axes that the data lacks, data
@@ -61,11 +62,17 @@ def loss_fn(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) ->
     return -(logprobs * batch.weights).sum() - 0.1 * (entropy * seen).sum(), {"entropy": (entropy * seen).sum()}
 
 
+def reward_loss(values: torch.Tensor, entropy: None, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Of a reward model: every token's value counts, so that every path to the scalar head carries gradients."""
+    assert entropy is None
+    return (torch.nn.functional.softplus(-20 * values * batch.weights.sign()) * (batch.weights != 0)).sum(), {}
+
+
 def build(model: str, parallel: ParallelConfig, optimizer: OptimizerConfig) -> Policy:
     architecture = ARCHITECTURES[model]
     terms = TrainingTerms(mtp_loss_scaling_factor=0.3 if architecture.mtp_num_layers else 0.0, mtp_detach=False)
     policy = Policy(architecture, vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=optimizer,
-                    training_steps=100, terms=terms, timeout_minutes=2)
+                    training_steps=100, terms=terms, reward_head="train" if model == "reward" else "none", timeout_minutes=2)
     for chunk in policy.chunks:
         for name, buffer in chunk.named_buffers():
             if name.endswith("expert_bias"):  # not all zero, so that it takes part in the routing
@@ -92,7 +99,7 @@ def shards(policy: Policy) -> list[Shard]:
 @contextlib.contextmanager
 def gradients_as_weights(policy: Policy) -> Iterator[None]:
     """Lets the checkpoint metadata of the weights describe their gradients."""
-    parameters = [parameter for chunk in policy.chunks for parameter in chunk.parameters()]
+    parameters = [parameter for chunk in policy.chunks for parameter in chunk.parameters() if parameter.requires_grad]
     kept = [parameter.data for parameter in parameters]
     for parameter in parameters:
         parameter.data = parameter.main_grad
@@ -104,8 +111,12 @@ def gradients_as_weights(policy: Policy) -> Iterator[None]:
 
 
 def logprobs_by_id(policy: Policy, split: list[list[TrainSequence]], batches: list[MicroBatch]) -> dict[str, Any]:
+    if policy.reward_head == "train":
+        outputs = [(values, values.square()) for values in policy.values(batches)]
+    else:
+        outputs = policy.logprobs(batches)
     found = {}
-    for part, batch, (logprobs, entropy) in zip(split, batches, policy.logprobs(batches), strict=True):
+    for part, batch, (logprobs, entropy) in zip(split, batches, outputs, strict=True):
         for sequence, *values in zip(part, unpack(logprobs, batch), unpack(entropy, batch), strict=True):
             found[sequence.id] = np.stack(values)
     return found
@@ -118,12 +129,14 @@ def observe(model: str, parallel: ParallelConfig, count: int, adam_steps: int) -
     policy = build(model, parallel, sgd)
     split, batches = micro_batches(policy, count)
     seen: dict[str, Any] = {"initial": shards(policy), "lead": policy.ranks.is_lead, "logprobs": logprobs_by_id(policy, split, batches)}
-    result = policy.train_step(batches, loss_fn)
+    loss = reward_loss if model == "reward" else loss_fn
+    result = policy.train_step(batches, loss)
     seen |= {"loss": result.loss, "grad_norm": result.grad_norm, "sums": dict(result.sums), "updated_weights": shards(policy)}
     with gradients_as_weights(policy):
-        seen["gradients"] = [shard for shard in shards(policy) if not shard[0].endswith("expert_bias")]
+        frozen = {name for chunk in policy.chunks for name, parameter in chunk.named_parameters() if not parameter.requires_grad}
+        seen["gradients"] = [shard for shard in shards(policy) if not shard[0].endswith("expert_bias") and shard[0] not in frozen]
     adam = build(model, parallel, OptimizerConfig(lr=3e-3, clip_grad=1.0))
-    steps = [adam.train_step(batches, loss_fn) for _ in range(adam_steps)]
+    steps = [adam.train_step(batches, loss) for _ in range(adam_steps)]
     return seen | {"adam_losses": [step.loss for step in steps], "adam_norms": [step.grad_norm for step in steps]}
 
 
