@@ -4,24 +4,31 @@
     SampleSet/      samples.jsonl  content.sha256  [samples.parquet  drops.json  README.md (the dataset card)]
     PreferenceSet/  pairs.jsonl and judged.jsonl (either may be empty)  content.sha256
 
-The digest covers the rows alone, in order: no times, no paths. Every reader checks what it reads and names file and line.
+The digest covers the rows alone, in order: no times, no paths. Every reader checks what it reads (JSON, fields, their types, repeated ids) and names
+file and line; lines that are blank are passed over. `SampleRows` reads a set that is larger than memory, row by row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from r1mega.errors import DataError
+import numpy as np
+
+from r1mega.errors import DataError, nearest
 from r1mega.recipe import files
 from r1mega.types import Prompt
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", Prompt, "SampleRecord", "PreferencePair", "JudgedResponse")
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +95,12 @@ def read_prompts(folder: Path) -> list[Prompt]:
 
 def write_samples(folder: Path, samples: Sequence[SampleRecord]) -> None:
     """Write a `SampleSet`'s rows. Raises `DataError` when two rows share an id."""
-    _write(folder, {"samples.jsonl": samples})
+    _write(folder, {SAMPLES: samples})
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
     """The rows of a `SampleSet`, in order. Raises `DataError` with file and line."""
-    return _read(folder / "samples.jsonl", SampleRecord)
+    return _read(folder / SAMPLES, SampleRecord)
 
 
 def write_preferences(folder: Path, pairs: Sequence[PreferencePair], judged: Sequence[JudgedResponse]) -> None:
@@ -106,39 +113,123 @@ def read_preferences(folder: Path) -> tuple[list[PreferencePair], list[JudgedRes
     return _read(folder / "pairs.jsonl", PreferencePair), _read(folder / "judged.jsonl", JudgedResponse)
 
 
+class SampleRows(Sequence[SampleRecord]):
+    """The rows of a `SampleSet`, each read and checked when it is asked for; only where the lines begin is in memory.
+
+    For training sets: 800,000 samples of the recipe's length are 15 GB of text. Repeated ids are not looked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Find the lines. Raises `DataError` where there is no such file."""
+        self.path = folder / SAMPLES
+        if not self.path.is_file():
+            raise _no_file(self.path, SampleRecord)
+        self._file = self.path.open("rb")
+        self._lines = np.array([(start, number) for start, number, line in _lines(self._file) if line.strip()], np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def where(self, index: int) -> str:
+        """`file:line` of a row, for messages."""
+        return f"{self.path}:{self._lines[index][1]}"
+
+    @typing.overload
+    def __getitem__(self, index: int) -> SampleRecord: ...
+
+    @typing.overload
+    def __getitem__(self, index: slice) -> list[SampleRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> SampleRecord | list[SampleRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        self._file.seek(int(self._lines[index][0]))
+        return _parse(self._file.readline(), self.where(index), SampleRecord)
+
+
 def _write(folder: Path, tables: Mapping[str, Sequence[Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "content.sha256").unlink(missing_ok=True)  # it would speak of other rows until the end
     digest = hashlib.sha256()
     for name, rows in tables.items():
-        _refuse_repeats(name, (row.id for row in rows))
-        lines = "".join(json.dumps(files.plain(dataclasses.asdict(row)), ensure_ascii=False) + "\n" for row in rows)
-        digest.update(name.encode() + b"\0" + lines.encode("utf-8", "backslashreplace"))
-        files.write_text(folder / name, lines.encode("utf-8", "backslashreplace").decode())
+        _refuse_repeats((f"{name}:{number}", row.id) for number, row in enumerate(rows, 1))
+        text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        lines = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its own JSON escape
+        digest.update(name.encode() + b"\0" + lines)
+        files.write_text(folder / name, lines.decode())
     files.write_text(folder / "content.sha256", digest.hexdigest() + "\n")
 
 
-def _refuse_repeats(name: str, ids: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for number, row in enumerate(ids, 1):
-        if row in seen:
-            raise DataError(f"{name}:{number}: id '{row}' is there twice; ids of one set must differ")
-        seen.add(row)
+def _plain(row: Any) -> dict[str, Any]:
+    return {item.name: files.plain(getattr(row, item.name)) for item in dataclasses.fields(row)}
+
+
+def _refuse_repeats(ids: Iterable[tuple[str, str]]) -> None:
+    first: dict[str, str] = {}
+    for where, row in ids:
+        if row in first:
+            raise DataError(f"{where}: id '{row}' is also at {first[row]}; the ids of one set must differ")
+        first[row] = where
 
 
 def _read(path: Path, kind: type[Record]) -> list[Record]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; a {kind.__name__} set is a folder that holds it")
-    known = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    needed = [name for name, item in known.items() if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING]
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: text would also be split at U+2028
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-        if wrong := [name for name in needed if name not in row] or [name for name in row if name not in known]:
-            raise DataError(f"{path}:{number}: field '{wrong[0]}' is {'missing' if wrong[0] in needed else 'unknown'}; fields: {', '.join(known)}")
-        rows.append(kind(**row))
+        raise _no_file(path, kind)
+    rows, places = [], []
+    with path.open("rb") as file:
+        for _, number, line in _lines(file):
+            if line.strip():
+                places.append(f"{path}:{number}")
+                rows.append(_parse(line, places[-1], kind))
+    _refuse_repeats((where, row.id) for where, row in zip(places, rows, strict=True))
     return rows
+
+
+def _no_file(path: Path, kind: type[Any]) -> DataError:
+    return DataError(f"{path}: no such file; a set of {kind.__name__} rows is a folder that holds it")
+
+
+def _lines(file: typing.BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(offset, number from 1, bytes) of each line. Of bytes, ended by a line feed alone: text would also be split at U+2028."""
+    start = 0
+    for number, line in enumerate(file, 1):
+        yield start, number, line
+        start += len(line)
+
+
+def _parse(line: bytes, where: str, kind: type[Record]) -> Record:
+    try:
+        row = json.loads(line.rstrip())  # without its end, so that a torn line is reported at its last column
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, got {type(row).__name__}")
+    rows_of: Any = kind  # a class is hashable, which the type checker doubts of a frozen dataclass
+    hints, needed = _fields(rows_of)
+    for name in needed:
+        if name not in row:
+            raise DataError(f"{where}: field '{name}' is missing; fields: {', '.join(hints)}")
+    for name, value in row.items():
+        if name not in hints:
+            raise DataError(f"{where}: field '{name}' is unknown.{nearest(name, hints)} Fields: {', '.join(hints)}")
+        fits, expected = _TYPES[hints[name]]
+        if not fits(value):
+            raise DataError(f"{where}: field '{name}' must be {expected}, got {json.dumps(value)[:80]}")
+    return kind(**row)
+
+
+@functools.cache
+def _fields(kind: type[Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """(name -> type of every field, the names that have no default)."""
+    needed = (item.name for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING)
+    return typing.get_type_hints(kind), tuple(needed)
+
+
+_TYPES: Mapping[Any, tuple[Callable[[Any], bool], str]] = {
+    str: (lambda value: isinstance(value, str), "text"),
+    str | None: (lambda value: value is None or isinstance(value, str), "text or null"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+    float: (lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), "a finite number"),
+    Mapping[str, Any]: (lambda value: isinstance(value, dict), "an object"),
+}
