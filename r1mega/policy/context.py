@@ -78,4 +78,5 @@ def context_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, share: 
 def gather_rows(rows: torch.Tensor, share: ContextShare) -> torch.Tensor:
     """[R, T / CP] of each rank -> [R, T] on all of them. Every rank computes the same loss of it; its gradient goes to the rank's own part alone."""
     columns = gather_from_sequence_parallel_region(rows.t().contiguous(), tensor_parallel_output_grad=False, group=share.group)
-    return columns.index_select(0, share.restore).t()
+    whole: torch.Tensor = columns.index_select(0, share.restore).t()
+    return whole
