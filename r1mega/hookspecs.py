@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from r1mega.data.records import SampleRecord
     from r1mega.recipe.context import StageContext
     from r1mega.types import MicroBatch
 
@@ -152,6 +153,18 @@ class Tokenizer(Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+class Rewriter(Protocol):
+    """Writes kept samples anew: another format, another style, the same answer. Built by `factory(config)` on rank 0 of a `sample` stage.
+
+    `rewrite` returns one entry per sample, in order: the sample with other text, or None for one it cannot rewrite (it is dropped and counted). The
+    id stays. Example: `plugins/rewriters/rules.py`.
+    """
+
+    version: ClassVar[str]
+
+    def rewrite(self, samples: Sequence[SampleRecord]) -> Sequence[SampleRecord | None]: ...
+
+
 # ------------------------------------------------------------------------------------------------------------------------------- the hooks
 
 
@@ -188,6 +201,11 @@ def register_tasks(register: Register) -> None:
 @hookspec
 def register_tokenizers(register: Register) -> None:
     """Add tokenizers: `factory(config, folder=...)` loads one; a factory with a `train(config, documents, folder)` attribute can be trained."""
+
+
+@hookspec
+def register_rewriters(register: Register) -> None:
+    """Add rewriters of samples: `factory(config)` is a `Rewriter`."""
 
 
 @hookspec

@@ -57,6 +57,7 @@ _SYMBOLS = r"\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af\
 _MARKS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0903\u093a-\u094f\u0980-\u0d7f\u0e31-\u0e4e"
 _WORD = re.compile(rf"[{_SYMBOLS}]|(?:(?![{_SYMBOLS}])[^\W\d_])(?:(?![{_SYMBOLS}])[^\W\d_]|[{_MARKS}]|['’](?=[^\W\d_]))*")
 _SENTENCE = re.compile(r"[.!?;:\n。！？；：]+")
+_CONTENT = re.compile(rf"[{_SYMBOLS}]|(?:(?![{_SYMBOLS}])[^\W_]|[{_MARKS}])+")
 _FUNCTION_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt max min mod gcd lcm lim det dim deg"
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 
@@ -168,6 +169,11 @@ def words_of(text: str) -> list[str]:
     """The lower-case words of a text, in order: Han and kana one character each; single letters and function names (of formulas) are none."""
     words = (found.lower().replace("’", "'") for found in _WORD.findall(text))
     return [word for word in words if (len(word) > 1 or is_symbol(word)) and word not in _FUNCTIONS]
+
+
+def content_words(text: str) -> list[str]:
+    """Every word and number of a text in order, for comparing texts: compatibility forms folded (NFKC), case folded, Han and kana one by one."""
+    return _CONTENT.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def is_symbol(character: str) -> bool:

@@ -1,0 +1,194 @@
+"""Rounds of rejection sampling: what `sample.py` keeps of what a checkpoint says. The counterpart of `_learner.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from r1mega import plugins
+from r1mega.data.card import Tallies, Tally
+from r1mega.data.chat import render_response, split_response
+from r1mega.data.decontaminate import Decontaminator
+from r1mega.data.dedup import PromptDeduplicator
+from r1mega.data.filters import FILTERS, Draft, why_unfit
+from r1mega.data.records import SampleRecord
+from r1mega.errors import ConfigError
+from r1mega.hookspecs import Generator
+from r1mega.recipe.context import StageContext
+from r1mega.rewards.pool import RewardPool
+from r1mega.rewards.schedule import applicable
+from r1mega.rollout.collect import WorkItem, generate_and_score
+from r1mega.rollout.ledger import Ledger
+from r1mega.types import Completion, EncodedPrompt, Prompt, SamplingParams, ScoredGroup
+
+if TYPE_CHECKING:
+    from r1mega.policy.ranks import Ranks
+
+    from .sample import SampleConfig
+
+Place = tuple[int, int, int]  # (prompt, round, sample): the order of a set's rows
+
+
+@dataclass
+class Work:
+    """One prompt and what was kept of its samples so far."""
+
+    item: WorkItem
+    seen: PromptDeduplicator
+    kept: list[tuple[Place, SampleRecord]] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.item.prompt.prompt
+
+
+@dataclass
+class Sampler:
+    """One rank's share of the sampling. All ranks of a replica come to the same result; `run` is a collective."""
+
+    config: SampleConfig
+    context: StageContext
+    ranks: Ranks
+    generator: Generator
+    pool: RewardPool | None  # on the replica's lead
+    prompts: Sequence[EncodedPrompt]  # of all replicas
+    sampling: SamplingParams
+    evaluations: Decontaminator
+    checkpoint: str  # digest of the policy's weights
+
+    tallies: Tallies = field(default_factory=dict)
+    contaminated: Counter[str] = field(default_factory=Counter)  # evaluation problem -> drops
+
+    def __post_init__(self) -> None:
+        check_deciders(self.config, [prompt.prompt for prompt in self.prompts])
+        ranks, config = self.ranks, self.config
+        self.works = [Work(WorkItem(place, prompt), PromptDeduplicator(config.dedup)) for place, prompt in enumerate(self.prompts)
+                      if place % ranks.dp_size == ranks.dp_rank]
+        for work in self.works:
+            self.tally(work.prompt).prompts += 1
+        self.ledger = Ledger(self.context.rollouts / "ledger", ranks.dp_rank, before_rename=self.context.check_epoch)
+        terms = config.reward.terms.items()
+        self._versions = {name: plugins.load().registry.get("rewards", term.name).version for name, term in terms}
+
+    def tally(self, prompt: Prompt) -> Tally:
+        return self.tallies.setdefault(prompt.domain, Tally())
+
+    # -------------------------------------------------------------------------------------------------------------------------- rounds
+
+    def round(self, number: int) -> dict[str, float] | None:
+        """One more round for every prompt that lacks samples; what has been kept over all replicas by then, or None when no prompt lacks any."""
+        lacking = [work for work in self.works if len(work.kept) < self.config.wanted_per_prompt]
+        units = math.ceil(self.ranks.max_over_ranks(float(len(lacking))) / self.config.prompts_per_unit)
+        if not units:
+            return None
+        banked = 0
+        for unit in range(units):
+            members = lacking[unit * self.config.prompts_per_unit: (unit + 1) * self.config.prompts_per_unit]
+            groups, found = self._unit(number, unit, members)
+            banked += found
+            for work, group in zip(members, groups, strict=True):
+                self._take(work, number, group)
+        left = sum(len(work.kept) < self.config.wanted_per_prompt for work in self.works)
+        totals = {"sampled_prompts": len(lacking), "kept": sum(len(work.kept) for work in self.works), "lacking_prompts": left}
+        return self.ranks.sum_over_replicas(totals) | {"units": units, "units_from_ledger": banked}
+
+    def _unit(self, number: int, unit: int, members: Sequence[Work]) -> tuple[Sequence[ScoredGroup], bool]:
+        """Some prompts' samples of a round, and whether they are the ledger's: only where every replica has banked them, since they generate together."""
+        items = [work.item for work in members]
+        banked = self.ledger.load(number, unit)
+        if banked is not None and [(group.group.prompt.tokens, group.group.completions[0].id) for group in banked] != [
+                (item.prompt.tokens, item.sample_id(0)) for item in items]:
+            banked = None  # banked under another layout
+        if not self.ranks.max_over_ranks(float(banked is None)):
+            assert banked is not None
+            return banked, True
+        groups, _ = generate_and_score(items, self.config.samples_per_round, generator=self.generator, pool=self.pool, replica=self.ranks,
+                                       sampling=self.sampling, seed=self.config.seed, step=number, terms_of=lambda prompt: terms_of(self.config, prompt))
+        if self.ranks.is_lead:
+            self.ledger.commit(number, unit, groups)
+        return groups, False
+
+    # ------------------------------------------------------------------------------------------------------------------- what is kept
+
+    def _take(self, work: Work, number: int, group: ScoredGroup) -> None:
+        tally = self.tally(work.prompt)
+        tally.rounds += 1
+        for k, completion in enumerate(group.group.completions):
+            tally.generated += 1
+            rewards = {name: values[k] for name, values in group.parts.items()}
+            reasoning, response = split_response(completion.text, starts_in_reasoning=work.item.prompt.text.rstrip().endswith("<think>"))
+            reason = self._verdict(work.prompt, rewards) or self._why_unfit(work, completion, reasoning, response)
+            if reason:
+                tally.drops[reason] += 1
+            else:
+                place = (work.item.cursor, number, k)
+                work.kept.append((place, self._record(work.prompt, place, completion, reasoning, response, rewards)))
+
+    def _verdict(self, prompt: Prompt, rewards: dict[str, float]) -> str:
+        value = rewards[decider(self.config, prompt)]
+        if math.isnan(value):
+            return "reward_failed"
+        if value < self.config.threshold:
+            return "incorrect"
+        self.tally(prompt).correct += 1
+        return ""
+
+    def _why_unfit(self, work: Work, completion: Completion, reasoning: str, response: str) -> str:
+        if completion.finish_reason == "length":
+            return "truncated"
+        if split_response(render_response(self.config.template.response, reasoning, response)) != (reasoning, response):
+            return "malformed"  # marks inside a part: it would be read as something else
+        if reason := why_unfit(Draft(reasoning, response, work.prompt.language), self.config.filters):
+            return reason
+        if found := self.evaluations.find(reasoning, response):
+            self.contaminated[found] += 1
+            return "contaminated"
+        return work.seen.add(f"{reasoning}\n\n{response}")
+
+    def _record(self, prompt: Prompt, place: Place, completion: Completion, reasoning: str, response: str, rewards: dict[str, float]) -> SampleRecord:
+        cursor, number, k = place
+        provenance: dict[str, Any] = {
+            "checkpoint": self.checkpoint, "prompt_id": prompt.id, "round": number, "sample": k, "tokens": len(completion.tokens), "rewards": rewards,
+            "reward_versions": {name: self._versions[name] for name in rewards}, "filters": [*FILTERS, "dedup", "decontamination"], "rewriter": None}
+        return SampleRecord(id=f"{prompt.id}@{cursor}#{number}.{k}", prompt=prompt.question, reasoning=reasoning, response=response, answer=prompt.answer,
+                            domain=prompt.domain, language=prompt.language, task=prompt.task, metadata=prompt.metadata, provenance=provenance)
+
+    def select(self) -> list[tuple[Place, SampleRecord]]:
+        """This replica's rows in order: at most `wanted_per_prompt` of each prompt."""
+        rows: list[tuple[Place, SampleRecord]] = []
+        for work in self.works:
+            chosen = sorted(work.kept, key=self._preference)[: self.config.wanted_per_prompt]
+            self.tally(work.prompt).drops["surplus"] += len(work.kept) - len(chosen)
+            rows += sorted(chosen, key=lambda pair: pair[0])
+        return rows
+
+    def _preference(self, pair: tuple[Place, SampleRecord]) -> tuple[Any, Place]:
+        place, record = pair
+        if self.config.selection == "shortest":
+            return record.provenance["tokens"], place
+        return hashlib.blake2b(f"{self.config.seed}/{record.id}".encode(), digest_size=8).hexdigest(), place
+
+
+def decider(config: SampleConfig, prompt: Prompt) -> str:
+    """The reward term that says whether an answer to this prompt is correct."""
+    judged = prompt.domain in config.judge_domains or not (prompt.answer or "").strip()
+    return config.judge if config.judge and judged else config.metric
+
+
+def terms_of(config: SampleConfig, prompt: Prompt) -> Collection[str]:
+    """The reward terms of a prompt: those of its domain, without the one that does not decide it."""
+    idle = {config.metric, config.judge} - {decider(config, prompt)}
+    return [name for name in applicable(config.reward.terms, prompt.domain) if name not in idle]
+
+
+def check_deciders(config: SampleConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise `ConfigError` where no reward decides a prompt: its term is confined to other domains."""
+    for prompt in {prompt.domain: prompt for prompt in prompts}.values():
+        term = decider(config, prompt)
+        if term not in terms_of(config, prompt):
+            raise ConfigError(f"prompts of domain '{prompt.domain}' are decided by reward.terms.{term}, which does not apply to that domain "
+                              f"(domains={config.reward.terms[term].domains}); add the domain there, or name it in judge_domains with a `judge` for it")

@@ -1,0 +1,185 @@
+"""Rejection sampling: several answers per prompt, the correct and readable ones kept (R1_RECIPE 2.1 and 2.4).
+
+The loop over rounds is `Sample.run`; what a round keeps is `_sampler.py`, what becomes of it `_harvest.py`. Units of work are banked, so that a killed
+run continues, and a sample depends on seed, round and prompt alone, so that any layout makes the same set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from r1mega import hookimpl
+from r1mega.config import Plugin, RewardConfig, StageCommon
+from r1mega.data.card import Tallies, Tally, merge
+from r1mega.data.decontaminate import Decontaminator, EvaluationFile, EvaluationText, file_texts, prompt_texts
+from r1mega.data.dedup import DedupConfig
+from r1mega.data.filters import FilterConfig
+from r1mega.data.records import read_prompts
+from r1mega.errors import ConfigError, DataError, nearest
+from r1mega.hookspecs import Register, Task
+from r1mega.recipe import files
+from r1mega.recipe.context import StageContext
+from r1mega.rewards.pool import RewardPool
+from r1mega.types import Prompt
+
+from ._harvest import Harvest, merged, write_shard
+from ._sampler import Sampler
+from ._setup import Reporter, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+
+EVALUATIONS = ("evaluation", *(f"evaluation_{number}" for number in range(2, 9)))  # inputs
+
+
+@dataclass(frozen=True)
+class DecontaminationConfig:
+    """Which overlap with evaluation data drops a prompt or an answer."""
+
+    ngram: int = 10  # words (paper v2 section D.1)
+    common_share: float = 1.0  # n-grams in more than this share of a set's questions are its template, no evidence; 1: all count, as published
+    test_split: bool = True  # the task's own test split is an evaluation set
+
+
+@dataclass(frozen=True)
+class SampleConfig(StageCommon):
+    """How many samples, which are correct, which are fit."""
+
+    samples_per_round: int = 4  # per prompt
+    wanted_per_prompt: int = 1
+    max_rounds: int = 4  # a prompt is sampled until it has what is wanted, or so often
+    max_prompts: int = 0  # 0: all
+    prompts_per_unit: int = 64  # what is generated, scored and banked at once; per replica
+    metric: str = "accuracy"  # the reward term that says whether a sample is correct
+    threshold: float = 1.0  # the term's value from which it is
+    judge: str = ""  # the term that says so for prompts of `judge_domains` and for those without a reference answer
+    judge_domains: list[str] = field(default_factory=list)
+    selection: Literal["shortest", "random"] = "shortest"  # which are kept where more are fit than wanted; random is fixed by the seed
+    parquet: bool = True  # samples.parquet too, where pyarrow is installed
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    decontaminate_against: dict[str, EvaluationFile] = field(default_factory=dict)  # by a name of your choice
+    rollout: Plugin = field(default_factory=dict)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rewriter: Plugin = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_round", "wanted_per_prompt", "max_rounds", "prompts_per_unit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        for key in ("metric", "judge"):
+            term = getattr(self, key)
+            if self.reward.terms and (term or key == "metric") and term not in self.reward.terms:
+                raise ConfigError(f"{key}='{term}': there is no such reward term.{nearest(term, self.reward.terms)} "
+                                  f"reward.terms: {', '.join(self.reward.terms)}")
+        if self.judge_domains and not self.judge:
+            raise ConfigError(f"judge_domains={self.judge_domains} needs judge=<a term of reward.terms>")
+
+
+class Sample:
+    """Samples a checkpoint and keeps what is correct, readable, new and not in any evaluation set."""
+
+    version: ClassVar[str] = "1"
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(EVALUATIONS, "PromptSet?")}
+    outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "report": "Report"}
+
+    def __init__(self, config: SampleConfig) -> None:
+        self.config = config
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Rounds until every prompt has its samples; then rank 0 gathers, rewrites and writes them."""
+        sampler = self._sampler(context)
+        ranks, config = sampler.ranks, self.config
+        try:
+            with Reporter(context, config.max_rounds, 0) as reporter:
+                for number in range(config.max_rounds):
+                    metrics = sampler.round(number)
+                    if metrics is None:
+                        break
+                    reporter.step(number + 1, metrics)
+        finally:
+            if sampler.pool is not None:
+                sampler.pool.close()
+        rows = sampler.select()
+        if ranks.is_lead:
+            write_shard(context, ranks.dp_rank, rows)
+        tallies = merge([*ranks.gather_replicas(sampler.tallies), self._prompt_drops])
+        contaminated = sum(ranks.gather_replicas(sampler.contaminated), Counter[str]()) + self._contaminated
+        ranks.barrier()  # all shards are there
+        if context.rank == 0:
+            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies)
+            harvest.rewrite()
+            harvest.drop_repeats()
+            harvest.write(contaminated, sampler.checkpoint)
+        ranks.barrier()
+        if ranks.is_lead:
+            sampler.ledger.forget_before(config.max_rounds)
+        metrics_of: Mapping[str, Any] = files.read_json(context.output("report") / "report.json")["metrics"]
+        return metrics_of
+
+    def _sampler(self, context: StageContext) -> Sampler:
+        from r1mega.policy import artifact
+
+        config, source = self.config, context.inputs["policy"]
+        task, tokenizer = make_task(config), load_tokenizer(config, source)
+        evaluations = self._evaluations(context, task)
+        prompts = self._clean(read_prompts(context.inputs["prompts"]) if "prompts" in context.inputs else task.prompts("train"), evaluations)
+        sampling = sampling_of(config.rollout, tokenizer)
+        encoded = encode_split(_Given(prompts), "train", config, tokenizer, sampling.max_tokens, config.max_prompts)
+        policy = make_policy(config, tokenizer, optimizer=None)
+        artifact.load_artifact(policy, source)
+        pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
+        generator = make_generator(config.rollout, policy, tokenizer)
+        return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, digest_of(source))
+
+    def _evaluations(self, context: StageContext, task: Task) -> Decontaminator:
+        """The index of every evaluation set: inputs, files, the task's test split."""
+        def texts() -> Iterator[EvaluationText]:
+            for name in EVALUATIONS:
+                if name in context.inputs:
+                    yield from prompt_texts(name, read_prompts(context.inputs[name]))
+            yield from file_texts(self.config.decontaminate_against)
+            if self.config.decontamination.test_split:
+                yield from prompt_texts("test_split", task.prompts("test"))
+
+        return Decontaminator(texts(), ngram=self.config.decontamination.ngram, common_share=self.config.decontamination.common_share)
+
+    def _clean(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:
+        """The prompts that no evaluation set has; the others are counted."""
+        self._prompt_drops: Tallies = {}
+        self._contaminated: Counter[str] = Counter()
+        kept = []
+        for prompt in prompts:
+            if found := evaluations.find(prompt.question):
+                self._contaminated[found] += 1
+                self._prompt_drops.setdefault(prompt.domain, Tally()).drops["prompt_contaminated"] += 1
+            else:
+                kept.append(prompt)
+        if not kept:
+            raise DataError(f"all {len(prompts)} prompts overlap with evaluation sets, first with {', '.join(list(self._contaminated)[:3])}; sample other "
+                            "prompts, or set decontamination.common_share below 1 if they share a template")
+        return kept
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Prompts as a task."""
+
+    given: Sequence[Prompt]
+    version: ClassVar[str] = "1"
+
+    def prompts(self, split: str) -> Sequence[Prompt]:  # noqa: ARG002
+        return self.given
+
+
+def digest_of(artifact: Path) -> str:
+    """The content digest of an input artifact: what it states, else that of its files."""
+    stated = artifact / "content.sha256"
+    return stated.read_text().split()[0] if stated.is_file() else files.combined(files.digests(artifact))
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("sample", Sample, config=SampleConfig)

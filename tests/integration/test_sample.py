@@ -1,0 +1,179 @@
+"""Rejection sampling on a tiny base, through the command line: what is in the set, any layout, and a run killed in the middle of a round.
+
+The recipe is an outside plugin's, as anyone's would be; the plugin also has the evaluation set that the decontamination is to find.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
+
+from r1mega.config import TemplateConfig
+from r1mega.data.chat import render_response
+from r1mega.data.records import read_samples
+from r1mega.types import RewardSample
+
+pytestmark = pytest.mark.timeout(300)
+RECIPE = """
+overrides: [model=tiny_deepseek_v3, tokenizer=sentencepiece, task=arithmetic, template=zero_tiny, precision=fp32, parallel=dp2, rollout.max_tokens=32]
+stages:
+  base: {stage: pretrain, overrides: [steps=100, documents_per_step=96, tokenizer_documents=500, optimizer.lr=2e-3, task.wrong_rate=0.3]}
+  data:
+    stage: sample
+    inputs: {policy: base.checkpoint}
+    overrides: [max_prompts=24, samples_per_round=6, wanted_per_prompt=2, max_rounds=3, prompts_per_unit=4, rewriter=rules, dedup.max_similarity=0.95]
+"""
+MODULE = """
+from pathlib import Path
+from r1mega import hookimpl
+
+@hookimpl
+def config_search_path():
+    return f"file://{Path(__file__).parent / 'conf'}"
+"""
+
+
+class Runs:
+    """Run folders beside one plugin that brings the recipe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        plugin = folder / "plugin"
+        info = plugin / "sampled-1.0.dist-info"
+        (plugin / "conf" / "recipe").mkdir(parents=True)
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sampled\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[r1mega]\nsampled = sampled_plugin\n")
+        (plugin / "sampled_plugin.py").write_text(MODULE)
+        (plugin / "conf" / "recipe" / "sampled.yaml").write_text(RECIPE)
+        path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
+        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
+        """Start a run that has the base stage done."""
+        if name != "base" and not (self.folder / name).exists():
+            shutil.copytree(self.folder / "base", self.folder / name, symlinks=True)
+        command = [sys.executable, "-m", "r1mega", "run", "recipe=sampled", f"output_dir={self.folder / name}", *overrides]
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, name: str, *overrides: str, code: int = 0) -> str:
+        process = self.start(name, *overrides)
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode == code, said[-3000:]
+        return said
+
+    def stage(self, name: str) -> Path:
+        return self.folder / name / "stages" / "data" / "current"
+
+    def output(self, name: str) -> Path:
+        return self.stage(name) / "artifacts" / "samples"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """With an undisturbed run on two replicas."""
+    runs = Runs(tmp_path_factory.mktemp("sample"))
+    runs.run("base", "--only", "base")
+    runs.run("undisturbed")
+    return runs
+
+
+def digest(runs: Runs, name: str) -> str:
+    return (runs.output(name) / "content.sha256").read_text()
+
+
+def report(runs: Runs, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((runs.stage(name) / "artifacts" / "report" / "report.json").read_text())
+    return found
+
+
+def test_every_row_is_correct_whole_and_of_known_origin(runs: Runs) -> None:
+    rows = read_samples(runs.output("undisturbed"))
+    assert len(rows) >= 10, "the base is too weak for this test to say anything"
+    reward = Accuracy(AccuracyConfig())
+    for row in rows:
+        text = render_response(TemplateConfig().response, row.reasoning, row.response)
+        assert reward.score([RewardSample(row.prompt, text, row.answer)])[0].value == 1, row
+        assert row.response.startswith("The answer is "), row
+        assert row.reasoning.strip(), row
+        assert row.id.startswith(f"{row.provenance['prompt_id']}@")
+        assert row.provenance["rewards"]["accuracy"] == 1
+        assert row.provenance["reward_versions"] == {"accuracy": "1", "format": "1"}
+        assert row.provenance["rewriter"] == "rules 1"
+        assert "repetition" in row.provenance["filters"]
+        assert row.provenance["checkpoint"] == (
+            runs.folder / "undisturbed/stages/base/current/artifacts/checkpoint/content.sha256").read_text().strip()
+    assert max(Counter(row.provenance["prompt_id"] for row in rows).values()) == 2
+    places = [(int(row.id.partition("@")[2].partition("#")[0]), row.provenance["round"], row.provenance["sample"]) for row in rows]
+    assert places == sorted(places), "rows must be in the order of prompts, rounds and samples"
+
+
+def test_counts_add_up_and_the_card_shows_them(runs: Runs) -> None:
+    metrics, rows = report(runs, "undisturbed")["metrics"], read_samples(runs.output("undisturbed"))
+    summary = json.loads((runs.folder / "undisturbed" / "summary.json").read_text())["stages"]["data"]["metrics"]
+    assert summary == metrics
+    assert metrics["samples"] == len(rows)
+    assert metrics["prompts"] == 24
+    assert metrics["prompts_without_sample"] == 24 - len({row.provenance["prompt_id"] for row in rows})
+    assert 1 <= metrics["mean_rounds"] <= 3
+    drops = json.loads((runs.output("undisturbed") / "drops.json").read_text())
+    generated = round(metrics["mean_rounds"] * 24) * 6
+    assert metrics["samples"] + sum(drops["total"].values()) == generated, "every completion is kept or counted as dropped"
+    assert metrics["drops/incorrect"] == drops["domains"]["math"]["incorrect"] > 0
+    assert round(metrics["correct_rate"] * generated) == generated - metrics["drops/incorrect"]
+    card = (runs.output("undisturbed") / "README.md").read_text()
+    assert f"| math | {len(rows)} | 24 |" in card
+    assert str(runs.folder) not in card
+
+
+def test_parquet_holds_the_same_rows(runs: Runs) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    rows = parquet.read_table(runs.output("undisturbed") / "samples.parquet").to_pylist()
+    assert [(row["id"], row["response"], json.loads(row["provenance"])) for row in rows] == [
+        (row.id, row.response, row.provenance) for row in read_samples(runs.output("undisturbed"))]
+
+
+def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) -> None:
+    """Killed in the second round on two replicas, finished there; and once more from nothing on a single rank."""
+    process = runs.start("killed")
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and process.poll() is None:
+        if list(runs.stage("killed").glob("rollouts/ledger/replica_*/step_00000001/unit_*.bank")):
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (runs.output("killed") / "content.sha256").exists()
+    runs.run("killed")
+    first = json.loads((runs.stage("killed") / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["units_from_ledger"] == first["units"] == 3, "the second attempt made the first round again"
+    assert digest(runs, "killed") == digest(runs, "undisturbed")
+    assert report(runs, "killed") == report(runs, "undisturbed")
+    runs.run("single", "stages.data.parallel=single")
+    assert digest(runs, "single") == digest(runs, "undisturbed")
+
+
+def test_prompts_of_an_evaluation_set_are_left_out_and_the_problem_is_named(runs: Runs) -> None:
+    first = read_samples(runs.output("undisturbed"))[0]
+    evaluation = runs.folder / "held_out.jsonl"
+    evaluation.write_text(json.dumps({"id": "p1", "question": first.prompt}) + "\n")
+    runs.run("clean", f"+stages.data.decontaminate_against.held={{path: {evaluation}}}", "stages.data.max_rounds=1", "stages.data.rewriter=none")
+    found = report(runs, "clean")
+    assert found["contaminated"] == {"held/p1": 1}
+    assert found["metrics"]["drops/prompt_contaminated"] == 1
+    rows = read_samples(runs.output("clean"))
+    assert first.prompt not in {row.prompt for row in rows}
+    assert {row.provenance["rewriter"] for row in rows} == {None}
+    assert not any("The answer" in row.response for row in rows)
