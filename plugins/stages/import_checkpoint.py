@@ -1,0 +1,84 @@
+"""Take a checkpoint that another run has made: where a recipe begins with a trained base."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from r1mega import hookimpl
+from r1mega.errors import ConfigError, DataError
+from r1mega.hookspecs import Register
+from r1mega.recipe import files
+from r1mega.recipe.context import StageContext
+
+NEEDED = ("architecture.json", "checksums.json", "content.sha256", "tokenizer")
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Where it lies."""
+
+    path: str = ""  # the checkpoint artifact of a run: RUN_DIR/stages/<name>/current/artifacts/checkpoint; no default
+
+
+class Import:
+    """Brings in a checkpoint artifact of another run, checked file by file."""
+
+    version: ClassVar[str] = "1"
+    inputs: ClassVar[Mapping[str, str]] = {}
+    outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
+
+    def __init__(self, config: ImportConfig) -> None:
+        self.config = config
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Link (or, on another file system, copy) the artifact's files. Raises `DataError` for a folder that is none, or a damaged file."""
+        if not self.config.path:
+            raise ConfigError(f"stages.{context.name}.path must name the checkpoint to begin with: "
+                              "RUN_DIR/stages/<name>/current/artifacts/checkpoint of an earlier run")
+        if context.rank:
+            return {}
+        source = Path(self.config.path).resolve()
+        bytes_read = _check(source)
+        target = context.output("checkpoint")
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, temporary, copy_function=_link_or_copy)
+        context.check_epoch()
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        files.sync(target.parent)
+        return {"bytes": bytes_read, "from": str(source)}
+
+
+def _check(source: Path) -> int:
+    """Bytes of the weight files, each compared with its checksum."""
+    missing = [name for name in NEEDED if not (source / name).exists()]
+    if missing:
+        raise DataError(f"{source} is no checkpoint artifact: it has no {', '.join(missing)}; name the folder artifacts/checkpoint of a finished stage")
+    recorded: Mapping[str, str] = files.read_json(source / "checksums.json")
+    total = 0
+    for name, digest in recorded.items():
+        path = source / name
+        if not path.is_file() or files.file_digest(path) != digest:
+            raise DataError(f"{path} {'is damaged' if path.is_file() else 'is missing'} (SHA-256 against {source / 'checksums.json'})")
+        total += path.stat().st_size
+    return total
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
+
+
+@hookimpl
+def register_stages(register: Register) -> None:
+    register("import", Import, config=ImportConfig)
