@@ -27,6 +27,7 @@ class ParallelConfig:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     virtual_pipeline_model_parallel_size: int | None = None
+    pipeline_model_parallel_layout: str | None = None  # Megatron's, as "Et*3|(tt|)*29,m|L"; None: layers as even over the stages as can be
     context_parallel_size: int = 1
     expert_model_parallel_size: int = 1
     expert_tensor_parallel_size: int | None = None  # None: the same as tensor_model_parallel_size without experts, else 1
@@ -103,6 +104,14 @@ class RewardTerm:
     name: str
     weight: float = 1.0
     settings: dict[str, Any] = field(default_factory=dict)
+    from_step: int = 0  # it counts in rollouts that begin after at least so many policy updates
+    until_step: int | None = None  # and after fewer than so many; null: to the end. Evaluations compute it whatever the step
+    domains: list[str] = field(default_factory=list)  # it counts for prompts of these domains; empty: of all
+    scope: Literal["response", "summary", "reasoning"] = "response"  # what it sees of a completion: all, or the part after or inside the reasoning
+
+    def __post_init__(self) -> None:
+        if self.from_step < 0 or (self.until_step is not None and self.until_step <= self.from_step):
+            raise ValueError(f"from_step={self.from_step}, until_step={self.until_step}: no step lies between them; expected 0 <= from_step < until_step")
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ class TemplateConfig:
 
     prompt: str = "{question}"  # {question} is replaced
     response: str = "<think>{reasoning}</think><answer>{response}</answer>"  # {reasoning} and {response} are replaced
+    turn: str = ""  # an earlier turn of a conversation, {question} and {response} replaced; empty: the prompt, then the response and an empty line
 
 
 @dataclass(frozen=True)
@@ -150,4 +160,5 @@ class StageCommon:
 
 
 # Fields that do not change a stage's results (within numerical noise): left out of its fingerprint.
-NOT_SEMANTIC = ("parallel", "cluster", "checkpoint", "reward.workers", "reward.timeout_s", "reward.memory_mb", "reward.batch_size", "logging")
+NOT_SEMANTIC = ("parallel", "cluster", "checkpoint", "reward.workers", "reward.timeout_s", "reward.memory_mb", "reward.batch_size",
+                "monitor.action", "rollout.server", "rewriter.server", "logging")

@@ -20,7 +20,7 @@ from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
 from r1mega.errors import ConfigError, UserError
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.layers import adapt_spec
-from r1mega.policy.layout import expert_tensor_parallel_size
+from r1mega.policy.layout import expert_tensor_parallel_size, pipeline_layout
 from r1mega.policy.model import OutputOptions, PolicyModel
 from r1mega.policy.platform import Platform, adopt_cpu_torch, mark_parameters
 
@@ -87,7 +87,7 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, pre
         "normalization": "RMSNorm", "gated_linear_unit": True, "activation_func": F.silu, "add_bias_linear": False,
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "params_dtype": dtype, "pipeline_dtype": dtype, "bf16": precision.params_dtype == "bf16",
         "tensor_model_parallel_size": tp, "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
-        "virtual_pipeline_model_parallel_size": virtual,
+        **_stage_fields(a, parallel),
         "context_parallel_size": parallel.context_parallel_size, "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": expert_tensor_parallel_size(parallel),
         "sequence_parallel": tp > 1 if parallel.sequence_parallel is None else parallel.sequence_parallel and tp > 1,
@@ -121,6 +121,12 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, pre
         fields |= {"rotary_scaling_factor": r.rotary_scaling_factor, "original_max_position_embeddings": r.original_max_position_embeddings,
                    "beta_fast": r.beta_fast, "beta_slow": r.beta_slow, "mscale": r.mscale, "mscale_all_dim": r.mscale_all_dim}
     return MLATransformerConfig(**fields)
+
+
+def _stage_fields(a: Architecture, parallel: ParallelConfig) -> dict[str, Any]:
+    """Megatron takes the number of virtual stages from a layout where there is one."""
+    layout = pipeline_layout(a, parallel)
+    return {"pipeline_model_parallel_layout": layout} if layout else {"virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size}
 
 
 def _moe_fields(a: Architecture, terms: TrainingTerms, *, transformer_engine: bool) -> dict[str, Any]:

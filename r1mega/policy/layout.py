@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from r1mega.config import ClusterConfig, ParallelConfig, PrecisionConfig
 from r1mega.errors import ConfigError
 from r1mega.policy.architecture import Architecture
@@ -26,6 +28,38 @@ def expert_tensor_parallel_size(parallel: ParallelConfig) -> int:
     return parallel.tensor_model_parallel_size if parallel.expert_model_parallel_size == 1 else 1
 
 
+def pipeline_layout(architecture: Architecture, parallel: ParallelConfig) -> str | None:
+    """Which layers each (virtual) stage holds, in Megatron's notation; None where they divide evenly, which Megatron does by itself.
+
+    Where they do not, the stages with a layer less are the last, which has the head, the first, which has the embedding, and then the later ones.
+    Raises `ConfigError` for a layout that does not have this model's layers.
+    """
+    layers, mtp, pp = architecture.num_layers, architecture.mtp_num_layers, parallel.pipeline_model_parallel_size
+    stages = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
+    if parallel.pipeline_model_parallel_layout is not None:
+        return _checked(parallel.pipeline_model_parallel_layout, layers, mtp, pp, stages)
+    if layers % stages == 0:
+        return None
+    if layers < stages:
+        raise ConfigError(f"model.num_layers={layers} cannot fill {stages} pipeline stages (parallel.pipeline_model_parallel_size={pp} x virtual stages)")
+    light = [stages - 1, 0, *range(stages - 2, 0, -1)][: stages - layers % stages]
+    counts = ["t" * (layers // stages + (stage not in light)) for stage in range(stages)]
+    return "E" + "|".join(counts) + "m" * mtp + "L"
+
+
+def _checked(text: str, layers: int, mtp: int, pp: int, stages: int) -> str:
+    flat = text.replace(",", "").replace(" ", "")
+    while (shorter := re.sub(r"(?:\(([^()]*)\)|([A-Za-z|]))\*(\d+)", lambda m: (m[1] or m[2] or "") * int(m[3]), flat)) != flat:
+        flat = shorter
+    found = {letter: flat.count(letter) for letter in "EtmL|"}
+    wanted = {"E": 1, "t": layers, "m": mtp, "L": 1, "|": stages - 1}
+    if sum(found.values()) != len(flat) or found != wanted or flat[0] != "E" or not flat.endswith("m" * mtp + "L"):
+        raise ConfigError(f"parallel.pipeline_model_parallel_layout={text!r}: expected E, {layers} t (layers), then {mtp} m (MTP layers) and L in "
+                          f"the last of {stages} stages divided by | (parallel.pipeline_model_parallel_size={pp} x virtual stages); found "
+                          + ", ".join(f"{count} {letter}" for letter, count in found.items()))
+    return text
+
+
 def check_layout(architecture: Architecture, parallel: ParallelConfig, precision: PrecisionConfig, cluster: ClusterConfig) -> int:
     """The stage's world size. Raises `ConfigError` naming both values when the layout is impossible."""
     for name, value in vars(parallel).items():
@@ -38,8 +72,7 @@ def check_layout(architecture: Architecture, parallel: ParallelConfig, precision
     _divides("model.ffn_hidden_size", architecture.ffn_hidden_size, "tensor_model_parallel_size", tp)
     if architecture.mla and architecture.mla.q_lora_rank:
         _divides("model.q_lora_rank", architecture.mla.q_lora_rank, "tensor_model_parallel_size", tp)
-    stages = pp * (parallel.virtual_pipeline_model_parallel_size or 1)
-    _divides("model.num_layers", architecture.num_layers, "pipeline_model_parallel_size (x virtual stages)", stages)
+    pipeline_layout(architecture, parallel)
     if parallel.virtual_pipeline_model_parallel_size and pp == 1:
         raise ConfigError("parallel.virtual_pipeline_model_parallel_size needs parallel.pipeline_model_parallel_size of at least 2")
     world = world_size(parallel)

@@ -37,6 +37,8 @@ LAYOUTS: dict[str, tuple[dict[str, int], int]] = {
     "EP2": ({EP: 2, DP: 2}, 2),
     "DP2": ({DP: 2}, 2),
     "PP2xVPP2": ({PP: 2, VPP: 2}, 3),  # 3 is no multiple of 2: filled up with an empty one
+    "PP3, 1 + 2 + 1 layers": ({PP: 3}, 4),
+    "PP2, 3 + 1 layers": ({PP: 2, "pipeline_model_parallel_layout": "Et*3|tmL"}, 3),  # type: ignore[dict-item]
     "TP2xEP2": ({TP: 2, EP: 2}, 1),
     "TP2xPP2": ({TP: 2, PP: 2}, 2),
     "PP2xEP2": ({PP: 2, EP: 2, DP: 2}, 1),  # fewer micro-batches than stages
