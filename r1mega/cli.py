@@ -56,6 +56,20 @@ def status(argv: Sequence[str]) -> int:
     return view.show(options.run_dir, options.json)
 
 
+def report(argv: Sequence[str]) -> int:
+    """Write one self-contained HTML file about a run: graph, scorecard, curves, rollouts to read."""
+    parser = _parser("report", report)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it (default: RUN_DIR/report.html)")
+    parser.add_argument("--words", metavar="WORD,...", help="reflective words to count instead of the usual ones")
+    options = parser.parse_args(argv)
+    from r1mega.observe import report as view
+
+    words = view.WORDS if options.words is None else options.words.split(",")
+    print(view.write(options.run_dir, options.output, words))
+    return 0
+
+
 def plugins(argv: Sequence[str]) -> int:
     """List every registered plugin: kind, name, owner, version and what it is."""
     parser = _parser("plugins", plugins)
@@ -90,7 +104,7 @@ def doctor(argv: Sequence[str]) -> int:
     return checks.main(options.json)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "plugins": plugins, "doctor": doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "report": report, "plugins": plugins, "doctor": doctor}
 
 
 def _usage() -> str:

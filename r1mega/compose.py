@@ -161,7 +161,8 @@ class _Composer:
         nodes = {name: self.node(name, file) for name, file in self.content.stages.items()}
         self.reach.check(self.root, ROOT_KEYS)
         output = Path(self.line.output_dir or f"runs/{self.line.recipe}").expanduser()
-        return Recipe(name=self.line.recipe, seed=self.seed or 0, output_dir=Path.cwd() / output, nodes=nodes, overrides=written)
+        return Recipe(name=self.line.recipe, seed=self.seed or 0, output_dir=Path.cwd() / output, nodes=nodes, overrides=written,
+                      description=self.content.description)
 
     def node(self, name: str, file: NodeFile) -> Node:
         where = f"stages.{name}"

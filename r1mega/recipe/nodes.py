@@ -29,3 +29,4 @@ class Recipe:
     output_dir: Path
     nodes: Mapping[str, Node]  # in the order of the recipe file
     overrides: tuple[str, ...]  # the user's
+    description: str = ""  # of the recipe file, for readers

@@ -59,7 +59,13 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
     try:
         (folder.root / "stages").mkdir(parents=True, exist_ok=True)
         with lock.hold(folder.lock), _signals():
-            _Run(recipe, graph, folder, sizes).execute(chosen)
+            work = _Run(recipe, graph, folder, sizes)
+            try:
+                work.execute(chosen)
+            except StageFailed:
+                work.report()
+                raise
+            work.report()
     except Interrupted as error:
         print(f"r1mega: {error}; the same command resumes", file=sys.stderr)
         return error.exit_code
@@ -165,13 +171,23 @@ class _Run:
             self.verdicts[name] = judge(node, self.folder, self.verdicts)
         self._summarise()
 
+    def report(self) -> None:
+        """Write `report.html`. The run is what it is without it: whatever goes wrong here is one warning line."""
+        from r1mega.observe import report
+
+        try:
+            self._say(f"report: {report.write(self.folder.root)}")
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                self._say(f"warning: no report: {error or type(error).__name__}; `r1mega report {self.folder.root}` tries again")
+
     def _describe(self) -> None:
         """Write down what is wanted: `config.yaml` and `graph.json`."""
         recipe = self.recipe
         config = {"recipe": recipe.name, "seed": recipe.seed, "overrides": list(recipe.overrides),
                   "stages": {name: dict(node.tree) for name, node in recipe.nodes.items()}}
         files.write_text(self.folder.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        files.write_json(self.folder.graph, {"recipe": recipe.name, "seed": recipe.seed, **self.graph.to_json()})
+        files.write_json(self.folder.graph, {"recipe": recipe.name, "description": recipe.description, "seed": recipe.seed, **self.graph.to_json()})
         self._say(f"recipe {recipe.name}, seed {recipe.seed}: {' '.join(recipe.overrides)}")
 
     def _skip(self, verdict: Verdict) -> None:
