@@ -86,6 +86,24 @@ class Reward(Protocol):
     def score(self, samples: Sequence[RewardSample]) -> Sequence[Score]: ...
 
 
+class ResponseScorer(Protocol):
+    """A reward computed where the policy is, such as a reward model: not in the worker pool, but on every rank of stage `rl`.
+
+    Registered through `register_rewards` too, by a factory with the attribute `needs_scorer = True`, called as `factory(config, folder=..., policy=...,
+    tokenizer=...)` once the policy has its weights; `folder` is the stage's input named like the reward term, None where it is not connected.
+
+    `score` is a collective: all ranks call it together, each with its own replica's responses (perhaps none) and the prompt of each, and gets a finite
+    number for each response, in order. A response is the part of the completion that the term's `scope` names.
+
+    Example: `tests/integration/scenario_distribution/scenario.py`.
+    """
+
+    version: str
+    needs_scorer: ClassVar[bool]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]: ...
+
+
 class Generator(Protocol):
     """Makes completions with the current policy. Built by `factory(config, policy=..., tokenizer=...)` on every rank.
 
@@ -175,7 +193,7 @@ def register_stages(register: Register) -> None:
 
 @hookspec
 def register_rewards(register: Register) -> None:
-    """Add rewards: `factory(config)` is a `Reward`. Called once in every worker process."""
+    """Add rewards: `factory(config)` is a `Reward`, called once in every worker process; with `needs_scorer` it makes a `ResponseScorer`."""
 
 
 @hookspec

@@ -115,6 +115,7 @@ class RewardSample:
     domain: str = "math"
     language: str = "en"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    starts_in_reasoning: bool = False  # the template's prompt has already opened <think>
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class ScoredGroup:
 
     group: RolloutGroup
     rewards: tuple[float, ...]  # [G], the weighted sum of all reward terms
-    parts: Mapping[str, tuple[float, ...]]  # reward name -> [G], unweighted
+    parts: Mapping[str, tuple[float, ...]]  # reward name -> [G], unweighted; a term that does not apply to the prompt is absent
     valid: tuple[bool, ...]  # [G]
 
     def __post_init__(self) -> None:

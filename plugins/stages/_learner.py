@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,16 @@ from r1mega.hookspecs import Algorithm, Generator
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
+from r1mega.rewards.schedule import applicable
+from r1mega.rewards.scorers import ModelTerms, split_terms
 from r1mega.rollout.collect import WorkItem, generate_and_score
+from r1mega.rollout.curriculum import PromptStream, max_tokens_at
 from r1mega.rollout.experience import Sample, build_samples, split_minibatches, weigh
 from r1mega.rollout.ledger import Ledger
 from r1mega.rollout.packing import plan
-from r1mega.rollout.prompts import stream_indices
 from r1mega.rollout.samples import write_samples
-from r1mega.types import EncodedPrompt, SamplingParams, ScoredGroup
+from r1mega.rollout.statistics import rollout_means, rollout_sums
+from r1mega.types import Prompt, SamplingParams, ScoredGroup
 
 from ._setup import Saver
 
@@ -48,8 +51,9 @@ class Learner:
     policy: Policy
     generator: Generator
     algorithm: Algorithm
-    train: Sequence[EncodedPrompt]
-    sampling: SamplingParams
+    stream: PromptStream
+    sampling: SamplingParams  # with the first cap on the length
+    model_terms: ModelTerms
     seal: Callable[[Path], None]  # completes a checkpoint artifact; called on rank 0
 
     step: int = 0  # policy updates done
@@ -58,7 +62,7 @@ class Learner:
     skipped: int = 0  # updates without a single sample to learn from
     sets: WeightSets | None = None
     pool: RewardPool | None = None
-    _rollout_metrics: dict[str, float] = field(default_factory=dict)
+    rollout_metrics: dict[str, float] = field(default_factory=dict)  # of the rollout under way, part of each of its updates' metrics
     _next_cursor: int = 0
 
     # ---------------------------------------------------------------------------------------------------------------- beginning and end
@@ -85,7 +89,7 @@ class Learner:
         from r1mega.policy.weights import WeightSets
 
         if self.policy.ranks.is_lead:
-            self.pool = RewardPool.from_config(self.config.reward)
+            self.pool = RewardPool.from_config(split_terms(self.config.reward)[0])
         self.saver = Saver(self.policy, self.context, self.config.checkpoint)
         self.ledger = Ledger(self.context.rollouts / "ledger", self.policy.ranks.dp_rank, before_rename=self.context.check_epoch)
         self.sets = WeightSets(self.policy) if self._needs_reference else None
@@ -142,7 +146,8 @@ class Learner:
             if keep is None or not self.policy.ranks.max_over_ranks(float(len(groups) < share)):
                 break
         groups = groups[:share]
-        self._rollout_metrics = self._describe(groups) | seconds | {"rollout_seconds": time.perf_counter() - began}
+        means = rollout_means(self.policy.ranks.sum_over_replicas(rollout_sums(groups, self.config.reward.terms)))
+        self.rollout_metrics = means | seconds | {"rollout_seconds": time.perf_counter() - began}
         if self.writes:
             write_samples(self.context.rollouts / "samples.jsonl", self.step + 1, groups, self.config.samples_logged)
         return groups
@@ -150,8 +155,8 @@ class Learner:
     def _items(self, share: int) -> list[WorkItem]:
         """This replica's part of the next `prompts_per_rollout` prompts of the stream; replicas take turns."""
         total, ranks = self.config.prompts_per_rollout, self.policy.ranks
-        indices = stream_indices(len(self.train), self._next_cursor, total, self.config.seed)
-        items = [WorkItem(self._next_cursor + place, self.train[index]) for place, index in enumerate(indices)]
+        prompts = self.stream.take(self.step, self._next_cursor, total)
+        items = [WorkItem(self._next_cursor + place, prompt) for place, prompt in enumerate(prompts)]
         self._next_cursor += total
         return items[ranks.dp_rank:: ranks.dp_size][:share]
 
@@ -164,27 +169,21 @@ class Learner:
         if not ranks.max_over_ranks(float(banked is None)):
             assert banked is not None
             return banked, {}
-        groups, seconds = generate_and_score(items, self.config.group_size, generator=self.generator, pool=self.pool, replica=ranks, sampling=self.sampling,
-                                             seed=self.config.seed, step=self.rollout)
+        groups, seconds = generate_and_score(items, self.config.group_size, generator=self.generator, pool=self.pool, replica=ranks,
+                                             sampling=self.sampling_now, seed=self.config.seed, step=self.rollout, terms_of=self._terms_of)
+        groups = self.model_terms.add(groups, self.step)
         if ranks.is_lead:
             self.ledger.commit(self.rollout, unit, groups)
         return groups, seconds
 
-    def _describe(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Global means over the rollout's samples."""
-        valid = [(reward, completion) for group in groups for reward, ok, completion in zip(group.rewards, group.valid, group.group.completions, strict=True)
-                 if ok]
-        sums = {"samples": float(sum(len(group.valid) for group in groups)), "valid": float(len(valid)), "reward": sum(reward for reward, _ in valid),
-                "length": float(sum(len(completion.tokens) for _, completion in valid)),
-                "truncated": float(sum(completion.finish_reason == "length" for _, completion in valid))}
-        for name in self.config.reward.terms:
-            sums[f"reward/{name}"] = sum(value for group in groups for value, ok in zip(group.parts.get(name, ()), group.valid, strict=False) if ok)
-        totals = self.policy.ranks.sum_over_replicas(sums)
-        valid_samples, samples = totals.pop("valid"), totals.pop("samples")
-        count = max(1.0, valid_samples)
-        metrics = {name: total / count for name, total in totals.items()}
-        metrics["accuracy"] = metrics.get("reward/accuracy", 0.0)
-        return metrics | {"reward_failed": samples - valid_samples, "generated_tokens": totals["length"]}
+    def _terms_of(self, prompt: Prompt) -> tuple[str, ...]:
+        """The reward terms that count for a prompt in this rollout."""
+        return applicable(self.config.reward.terms, prompt.domain, self.step)
+
+    @property
+    def sampling_now(self) -> SamplingParams:
+        """With the cap on the length that holds at this step."""
+        return replace(self.sampling, max_tokens=max_tokens_at(self.step, self.sampling.max_tokens, self.config.max_tokens_schedule))
 
     def end_rollout(self) -> None:
         """Move on: replace the reference when it is due, save when it is due, let the ledger forget what no resume can need."""
@@ -211,7 +210,7 @@ class Learner:
         ranks, config = self.policy.ranks, self.config
         advantages = self.algorithm.advantages(groups)
         outcomes = ranks.sum_over_replicas({name: float(value) for name, value in count_outcomes(groups, advantages).items()})
-        self._rollout_metrics |= outcomes
+        self.rollout_metrics |= outcomes
         table = build_samples(groups, advantages)
         samples, places = [], []
         for position, row in enumerate(table):
@@ -226,38 +225,33 @@ class Learner:
             yield [sample for sample, home in zip(samples, which, strict=True) if home == number]
 
     def _with_logprobs(self, samples: list[Sample]) -> list[Sample]:
-        from dataclasses import replace
-
-        fields = []
-        if self.config.updates_per_rollout > 1:
-            fields.append("old_logprobs")
-        if self._needs_reference:
-            fields.append("ref_logprobs")
+        """The samples with old log-probs, where the policy will have moved by the time they are used, and reference log-probs, where the loss
+        reads them; samples that do not contribute stay without."""
         began = time.perf_counter()
-        for name in fields:
-            wanted = [sample for sample in samples if sample.contributes]
-            if name == "ref_logprobs":
-                assert self.sets is not None
-                with self.sets.use("reference"):
-                    values = iter(self._sequence_logprobs(wanted))
-            else:
-                values = iter(self._sequence_logprobs(wanted))
-            samples = [replace(s, sequence=replace(s.sequence, **_one(name, next(values)))) if s.contributes else s for s in samples]
-        self._rollout_metrics["logprob_seconds"] = time.perf_counter() - began
+        if self.config.updates_per_rollout > 1:
+            old = self._sequence_logprobs(samples)
+            samples = [replace(sample, sequence=replace(sample.sequence, old_logprobs=values)) for sample, values in zip(samples, old, strict=True)]
+        if self.sets is not None:
+            with self.sets.use("reference"):
+                reference = self._sequence_logprobs(samples)
+            samples = [replace(sample, sequence=replace(sample.sequence, ref_logprobs=values)) for sample, values in zip(samples, reference, strict=True)]
+        self.rollout_metrics["logprob_seconds"] = time.perf_counter() - began
         return samples
 
-    def _sequence_logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """Log-probs [L] of each of this replica's sequences under the weights in place."""
+    def _sequence_logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray | None]:
+        """Log-probs [L] of each of this replica's sequences under the weights in place; None for one that does not contribute."""
         from r1mega.rollout.batching import make_microbatch, unpack
 
-        lengths = [len(sample.sequence) for sample in samples]
-        members = plan(lengths, None, self.config.micro_batch_tokens, 1).microbatches[0] if lengths else ()
+        found: list[np.ndarray | None] = [None] * len(samples)
+        wanted = [index for index, sample in enumerate(samples) if sample.contributes]
+        lengths = [len(samples[index].sequence) for index in wanted]
+        packed = plan(lengths, None, self.config.micro_batch_tokens, 1).microbatches[0] if lengths else ()
+        members = [[wanted[place] for place in places] for places in packed]
         count = int(self.policy.ranks.max_over_ranks(len(members)))
-        batches = [make_microbatch([samples[i].sequence for i in m], self.policy.pad_multiple) for m in members]
-        batches += [make_microbatch([], self.policy.pad_multiple) for _ in range(count - len(members))]
-        found: list[Any] = [None] * len(samples)
         if not count:
             return found
+        batches = [make_microbatch([samples[index].sequence for index in indices], self.policy.pad_multiple) for indices in members]
+        batches += [make_microbatch([], self.policy.pad_multiple) for _ in range(count - len(members))]
         for batch, indices, (logprobs, _) in zip(batches, members, self.policy.logprobs(batches), strict=False):
             for index, values in zip(indices, unpack(logprobs, batch), strict=True):
                 found[index] = values
@@ -286,7 +280,7 @@ class Learner:
         return self._metrics(metrics | {"train_seconds": time.perf_counter() - began})
 
     def _metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        merged = {**self._rollout_metrics, **metrics}
+        merged = {**self.rollout_metrics, **metrics}
         spent = merged.get("rollout_seconds", 0.0) + merged.get("logprob_seconds", 0.0) + merged.get("train_seconds", 0.0) * self.config.updates_per_rollout
         if spent:
             merged["tokens_per_second"] = merged["generated_tokens"] / spent
@@ -337,7 +331,3 @@ class Learner:
             if self.context.rank == 0:
                 _log.warning("%s", message)
         return found
-
-
-def _one(name: str, value: Any) -> dict[str, Any]:
-    return {name: value}

@@ -15,13 +15,13 @@ from r1mega.errors import ConfigError
 from r1mega.observe.progress import StageProgress
 from r1mega.recipe.context import StageContext
 from r1mega.rollout.prompts import drop_too_long, encode_prompt
-from r1mega.types import EncodedPrompt, SamplingParams
+from r1mega.types import EncodedPrompt, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from r1mega.config import OptimizerConfig
     from r1mega.hookspecs import Generator, Task, Tokenizer
     from r1mega.policy.build import TrainingTerms
-    from r1mega.policy.policy import Policy
+    from r1mega.policy.policy import Policy, RewardHead
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +57,12 @@ def load_tokenizer(config: StageCommon, checkpoint: Path) -> Tokenizer:
 
 
 def make_policy(config: StageCommon, tokenizer: Tokenizer, *, optimizer: OptimizerConfig | None, steps: int = 0, terms: TrainingTerms | None = None,
-                temperature: float = 1.0) -> Policy:
+                temperature: float = 1.0, reward_head: RewardHead = "none") -> Policy:
     from r1mega.policy.policy import Policy
 
     return Policy(make("models", config.model), vocab_size=tokenizer.vocab_size, parallel=config.parallel, precision=config.precision, seed=config.seed,
-                  optimizer=optimizer, training_steps=steps, terms=terms, temperature=temperature, timeout_minutes=config.cluster.timeout_minutes)
+                  optimizer=optimizer, training_steps=steps, terms=terms, temperature=temperature, reward_head=reward_head,
+                  timeout_minutes=config.cluster.timeout_minutes)
 
 
 def make_generator(rollout: Any, policy: Policy, tokenizer: Tokenizer) -> Generator:
@@ -78,10 +79,15 @@ def sampling_of(rollout: Any, tokenizer: Tokenizer, *, temperature: float | None
 
 
 def encode_split(task: Task, split: str, config: StageCommon, tokenizer: Tokenizer, max_tokens: int, limit: int = 0) -> list[EncodedPrompt]:
-    """A split's prompts in the template. Raises `ConfigError` when not one of them leaves room for a completion."""
+    """A split's prompts, at most `limit` of them (0: all), in the template; see `encode_prompts`."""
+    prompts = task.prompts(split)
+    return encode_prompts(prompts[:limit] if limit else prompts, split, config, tokenizer, max_tokens)
+
+
+def encode_prompts(prompts: Sequence[Prompt], split: str, config: StageCommon, tokenizer: Tokenizer, max_tokens: int) -> list[EncodedPrompt]:
+    """Prompts in the template, without those that leave no room for a completion. Raises `ConfigError` when not one of them does."""
     room = make("models", config.model).max_position_embeddings - max_tokens
-    prompts = [encode_prompt(prompt, config.template.prompt, tokenizer) for prompt in task.prompts(split)]
-    kept, dropped = drop_too_long(prompts[:limit] if limit else prompts, room)
+    kept, dropped = drop_too_long([encode_prompt(prompt, config.template.prompt, tokenizer, config.template.turn) for prompt in prompts], room)
     if not kept:
         raise ConfigError(f"no {split} prompt leaves room for rollout.max_tokens={max_tokens} within the model's max_position_embeddings="
                           f"{room + max_tokens} ({dropped} prompts of the task are longer than {room} tokens); lower rollout.max_tokens, or choose another "

@@ -5,20 +5,44 @@ The loop is `RL.run`; one rollout is `Learner.collect`, one policy update `Learn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.config import CheckpointConfig, MismatchConfig, OptimizerConfig, Plugin, RewardConfig, StageCommon
-from r1mega.errors import ConfigError
-from r1mega.hookspecs import Register
+from r1mega.data.records import read_prompts
+from r1mega.errors import ConfigError, nearest
+from r1mega.hookspecs import Register, Task
 from r1mega.recipe.context import StageContext
+from r1mega.rewards.schedule import check_covered
+from r1mega.rewards.scorers import ModelTerms, build_scorers, split_terms
+from r1mega.rollout.curriculum import PromptStream, StepWindow, TokenCap, changes, check_caps
 from r1mega.rollout.evaluate import evaluate
+from r1mega.rollout.monitor import MonitorConfig
 from r1mega.rollout.samples import write_samples
+from r1mega.types import EncodedPrompt, Prompt
 
 from ._learner import Learner
-from ._setup import EvaluationConfig, Reporter, encode_split, load_tokenizer, make, make_generator, make_policy, make_task, sampling_of, seal_checkpoint
+from ._monitor import Monitor
+from ._setup import (
+    EvaluationConfig,
+    Reporter,
+    encode_prompts,
+    encode_split,
+    load_tokenizer,
+    make,
+    make_generator,
+    make_policy,
+    make_task,
+    sampling_of,
+    seal_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REWARD_MODELS = ("helpful", "safety")  # optional inputs, each read by the reward term of its name
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,8 @@ class RLConfig(StageCommon):
     group_size: int = 16  # G
     updates_per_rollout: int = 16  # minibatches of a rollout, one inner epoch
     prompts_per_unit: int = 64  # what is banked at once; per replica
+    prompt_schedule: dict[str, StepWindow] = field(default_factory=dict)  # domain -> when its prompts are drawn; others always are
+    max_tokens_schedule: list[TokenCap] = field(default_factory=list)  # later caps on the length; before the first: rollout.max_tokens
     reference_every: int = 400  # steps after which the reference policy becomes the latest one; 0: never
     micro_batch_tokens: int = 65536  # tokens of one packed micro-batch, at least the longest sequence
     max_resamples: int = 8  # with dynamic sampling: rollouts tried for one step's worth of useful groups
@@ -44,6 +70,7 @@ class RLConfig(StageCommon):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mismatch: MismatchConfig = field(default_factory=MismatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts_per_rollout", "group_size", "updates_per_rollout", "prompts_per_unit", "micro_batch_tokens"):
@@ -56,13 +83,31 @@ class RLConfig(StageCommon):
         if self.prompts_per_rollout * self.group_size % self.updates_per_rollout:
             raise ConfigError(f"updates_per_rollout={self.updates_per_rollout} must divide the rollout's samples (prompts_per_rollout="
                               f"{self.prompts_per_rollout} x group_size={self.group_size})")
+        check_caps(self.max_tokens_schedule)
+        self._check_room()
+        for key, metric in (("evaluation", self.evaluation.metric), ("monitor", self.monitor.metric)):
+            if self.reward.terms and metric not in self.reward.terms and (key == "evaluation" or self.monitor.every):
+                raise ConfigError(f"{key}.metric={metric}: no such reward term.{nearest(metric, self.reward.terms)} Terms: {', '.join(self.reward.terms)}")
+
+    def _check_room(self) -> None:
+        """Whether the longest completions of the schedule fit: into the model's context and into a micro-batch, each with a prompt before them."""
+        model = getattr(self.model, "config", None)
+        limits = {"model.max_position_embeddings": getattr(model, "max_position_embeddings", None), "micro_batch_tokens": self.micro_batch_tokens}
+        longest = max((cap.max_tokens for cap in self.max_tokens_schedule), default=0)
+        for key, limit in limits.items():
+            if limit is not None and longest >= limit:
+                raise ConfigError(f"max_tokens_schedule: completions of {longest} tokens and their prompts need more than {key}={limit}; raise that, "
+                                  "or lower max_tokens")
 
 
 class RL:
-    """Group-relative reinforcement learning with verifiable rewards (R1-Zero and the RL stages of R1)."""
+    """Group-relative reinforcement learning with verifiable rewards (R1-Zero and the RL stages of R1).
 
-    version: ClassVar[str] = "1"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint"}
+    `prompts` are drawn in addition to the task's; `helpful` and `safety` are for the reward terms of these names.
+    """
+
+    version: ClassVar[str] = "2"
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(REWARD_MODELS, "RewardModel?")}
     outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
 
     def __init__(self, config: RLConfig) -> None:
@@ -72,18 +117,22 @@ class RL:
         """Rollouts and updates until `steps` updates are done; resumes from the newest checkpoint and the ledger."""
         learner = self._learner(context)
         with learner, Reporter(context, self.config.steps, learner.step) as reporter:
-            before = learner.once("evaluation_before", lambda: self._evaluate(learner, context, 0))
+            monitor = Monitor.of(learner, self._held_out)
+            before = learner.once("evaluation_before", lambda: self._evaluate(learner, context))
             while learner.step < self.config.steps:
                 if self._evaluation_due(learner.step):
-                    learner.once(f"evaluation_{learner.step:08d}", lambda: self._evaluate(learner, context, learner.step))
+                    learner.once(f"evaluation_{learner.step:08d}", lambda: self._evaluate(learner, context))
                 groups = learner.collect()
+                monitor.watch()
                 for minibatch in learner.minibatches(groups):
                     metrics = learner.update(minibatch)
                     reporter.step(learner.step, metrics)
                 learner.end_rollout()
-            after = self._evaluate(learner, context, learner.step)
+            after = self._evaluate(learner, context)
         learner.export()
-        return after | {f"{name}_before": value for name, value in before.items()} | {"steps": learner.step, "skipped_updates": learner.skipped}
+        watched = {"monitor_flags": monitor.flags} if self.config.monitor.every else {}
+        ends = after | {f"{name}_before": value for name, value in before.items()}
+        return ends | {"steps": learner.step, "skipped_updates": learner.skipped} | watched
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether the first rollout that begins at or after a multiple of `evaluation.every` steps begins now."""
@@ -97,28 +146,54 @@ class RL:
         config = self.config
         task, tokenizer = make_task(config), load_tokenizer(config, context.inputs["policy"])
         sampling = sampling_of(config.rollout, tokenizer)
-        train = encode_split(task, "train", config, tokenizer, sampling.max_tokens)
-        self._held_out = encode_split(task, "test", config, tokenizer, sampling.max_tokens, config.evaluation.max_problems)
+        longest = max([sampling.max_tokens, *(cap.max_tokens for cap in config.max_tokens_schedule)])
+        train = encode_prompts(_training_prompts(task, context.inputs.get("prompts")), "train", config, tokenizer, longest)
+        self._held_out = encode_split(task, "test", config, tokenizer, longest, config.evaluation.max_problems)
         terms = TrainingTerms(config.moe_aux_loss_coeff, config.moe_router_bias_update_rate, config.mtp_loss_scaling_factor, mtp_detach=True)
+        models = {name: context.inputs[name] for name in REWARD_MODELS if name in context.inputs}
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=config.steps, terms=terms,
-                             temperature=sampling.temperature or 1.0)
+                             temperature=sampling.temperature or 1.0, reward_head="score" if models else "none")
         artifact.load_artifact(policy, context.inputs["policy"])
+        scored = split_terms(config.reward)[1]
         learner = Learner(config=config, context=context, policy=policy, generator=make_generator(config.rollout, policy, tokenizer),
-                          algorithm=make("algorithms", config.algorithm), train=train, sampling=sampling,
+                          algorithm=make("algorithms", config.algorithm), stream=self._stream(train), sampling=sampling,
+                          model_terms=ModelTerms(scored, build_scorers(scored, models, policy, tokenizer), policy.ranks),
                           seal=lambda folder: seal_checkpoint(folder, tokenizer))
-        self._tokenizer = tokenizer
         learner.resume()
         return learner
 
-    def _evaluate(self, learner: Learner, context: StageContext, step: int) -> dict[str, Any]:
-        """The held-out problems under the current weights."""
-        settings = self.config.evaluation
-        sampling = sampling_of(self.config.rollout, self._tokenizer, temperature=settings.temperature, top_p=settings.top_p)
+    def _stream(self, train: Sequence[EncodedPrompt]) -> PromptStream:
+        """The stream of prompts; checked that at every step there is one to draw and a reward for it."""
+        config = self.config
+        stream = PromptStream(train, config.prompt_schedule, config.seed)
+        windows = [(window.from_step, window.until_step) for window in config.prompt_schedule.values()]
+        windows += [(term.from_step, term.until_step) for term in config.reward.terms.values()]
+        for step in changes(windows, config.steps):
+            check_covered(config.reward.terms, stream.domains(step), step)
+        return stream
+
+    def _evaluate(self, learner: Learner, context: StageContext) -> dict[str, Any]:
+        """The held-out problems under the current weights, by the rules alone: a reward model does not judge what it has trained."""
+        settings, step = self.config.evaluation, learner.step
+        sampling = replace(learner.sampling_now, temperature=settings.temperature, top_p=settings.top_p)
         metrics, groups = evaluate(self._held_out, settings.samples, generator=learner.generator, pool=learner.pool, ranks=learner.policy.ranks,
                                    sampling=sampling, seed=self.config.seed, metric=settings.metric)
         if learner.writes:
             write_samples(context.rollouts / "samples_held_out.jsonl", step, groups, 4 * self.config.samples_logged)
         return metrics
+
+
+def _training_prompts(task: Task, folder: Path | None) -> list[Prompt]:
+    """The task's training prompts, and after them those of a connected `PromptSet`. Raises `ConfigError` for one that is held out."""
+    prompts = list(task.prompts("train"))
+    if folder is None:
+        return prompts
+    held_out = {(prompt.id, prompt.question) for prompt in task.prompts("test")}
+    more = read_prompts(folder)
+    if leaked := [prompt.id for prompt in more if (prompt.id, prompt.question) in held_out]:
+        raise ConfigError(f"input 'prompts': {len(leaked)} of its prompts are held-out problems of the task, the first is '{leaked[0]}'; "
+                          "connect a set without them")
+    return prompts + more
 
 
 @hookimpl

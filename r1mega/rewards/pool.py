@@ -15,7 +15,7 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -23,6 +23,7 @@ from typing import Literal
 from r1mega.config import RewardConfig, RewardTerm
 from r1mega.errors import ConfigError, R1MegaError, RewardError
 from r1mega.rewards.process import CallFailedError, WorkerProcess
+from r1mega.rewards.schedule import applicable
 from r1mega.rewards.worker import Setup
 from r1mega.types import RewardSample
 
@@ -33,10 +34,10 @@ _JOIN_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All rewards of one sample. A reward that failed has the part NaN; then `valid` is false, `value` is NaN and `error` says why."""
+    """All rewards that apply to one sample. A reward that failed has the part NaN; then `valid` is false, `value` is NaN and `error` says why."""
 
     key: str
-    value: float  # sum of weight * part over the terms, in the config's order
+    value: float  # sum of weight * part over the terms that apply, in the config's order; 0 where none does
     parts: Mapping[str, float]  # term name -> unweighted value
     valid: bool
     error: str = ""
@@ -51,6 +52,7 @@ class _Entry:
     key: str
     sample: RewardSample
     pickled: bytes
+    terms: tuple[str, ...]  # that apply, in the config's order
     parts: dict[str, float] = field(default_factory=dict)
     explanations: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -113,16 +115,24 @@ class RewardPool:
 
     # ------------------------------------------------------------------------------------------------------------ the training loop's side
 
-    def submit(self, key: str, sample: RewardSample) -> None:
-        """Queue one sample under a key that is not under way yet. Does not block. The sample must pickle without torch."""
+    def submit(self, key: str, sample: RewardSample, terms: Collection[str] | None = None) -> None:
+        """Queue one sample under a key that is not under way yet. Does not block. The sample must pickle without torch.
+
+        `terms` are the rewards that count for it; by default all that apply to its domain.
+        """
         pickled = pickle.dumps(sample)
+        named = applicable(self._terms, sample.domain) if terms is None else tuple(name for name in self._terms if name in terms)
         with self._lock:
             self._check()
             if key in self._pending:
                 raise ValueError(f"sample '{key}' is submitted twice")
-            self._pending.add(key)
-            self._buffer.append(_Entry(self._submitted, key, sample, pickled))
+            entry = _Entry(self._submitted, key, sample, pickled, named)
             self._submitted += 1
+            self._pending.add(key)
+            if not named:
+                self._complete(entry)
+                return
+            self._buffer.append(entry)
             if len(self._buffer) >= self._batch_size:
                 self._flush()
 
@@ -205,8 +215,9 @@ class RewardPool:
             return
         size = min(self._batch_size, math.ceil(len(entries) / len(self._workers)))
         for reward in self._terms:
-            for start in range(0, len(entries), size):
-                self._enqueue(_Job(reward, entries[start:start + size], 0, time.monotonic()))
+            wanted = [entry for entry in entries if reward in entry.terms]
+            for start in range(0, len(wanted), size):
+                self._enqueue(_Job(reward, wanted[start:start + size], 0, time.monotonic()))
 
     def _enqueue(self, job: _Job) -> None:
         self._jobs.append(job)
@@ -240,10 +251,10 @@ class RewardPool:
 
     def _complete(self, entry: _Entry) -> None:
         """Hand the sample out if this was its last reward."""
-        if len(entry.parts) < len(self._terms):
+        if len(entry.parts) < len(entry.terms):
             return
-        parts = {reward: entry.parts[reward] for reward in self._terms}
-        value = sum(term.weight * parts[reward] for reward, term in self._terms.items())
+        parts = {reward: entry.parts[reward] for reward in entry.terms}
+        value = sum((self._terms[reward].weight * part for reward, part in parts.items()), 0.0)
         error = "; ".join(entry.errors.values())
         if error:
             self._failed += 1

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from r1mega.config import RewardTerm
 from r1mega.rewards import channel
-from r1mega.rewards.build import build_reward, checked_scores, load_samples
+from r1mega.rewards.build import build_reward, checked_scores, load_samples, seen
 
 _PR_SET_PDEATHSIG = 1
 _MAX_TEXT = 500  # characters of an error or an explanation that travel back
@@ -145,7 +145,8 @@ def _score_until_closed(requests: int, replies: int) -> NoReturn:
         while True:
             call: Call = pickle.loads(channel.receive(requests))
             try:
-                scores = checked_scores(rewards[call.reward], load_samples(call.samples))
+                term = setup.terms[call.reward]
+                scores = checked_scores(rewards[call.reward], [seen(sample, term) for sample in load_samples(call.samples)])
                 reply({"scores": [[float(score.value), score.explanation[:_MAX_TEXT]] for score in scores]})
             except (Exception, SystemExit) as error:
                 reply({"error": _describe(error)})

@@ -1,0 +1,82 @@
+"""The schedules of `rl` in real processes: terms, prompts and lengths that change at a step, a reward with a scorer, the monitor; and a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = Path(__file__).parent / "scenario_distribution"
+
+
+def run(folder: Path, *arguments: str, code: int = 0, kill: str = "") -> str:
+    path = os.pathsep.join(filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "R1MEGA_TEST_KILL": kill}
+    command = [sys.executable, "-m", "r1mega", "run", "recipe=scenario", f"output_dir={folder}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def stage(folder: Path) -> Path:
+    return folder / "stages" / "rl" / "current"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in json.loads(line).items() if key not in ("time", "tokens_per_second") and not key.endswith("seconds")}
+            for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenario") / "run"
+    run(folder)
+    return folder
+
+
+def test_each_term_counts_in_its_window_for_its_domain(done: Path) -> None:
+    steps = lines(stage(done) / "metrics.jsonl")
+    assert ["reward/helpful" in step for step in steps] == [False, False, True, True, True, True]
+    assert ["reward/language_consistency" in step for step in steps] == [True] * 4 + [False] * 2
+    assert all("reward/accuracy" in step and "reward/format" in step for step in steps)
+    for sample in lines(stage(done) / "rollouts" / "samples.jsonl"):
+        general = sample["id"].startswith("g")
+        assert ("accuracy" in sample["parts"], "helpful" in sample["parts"]) == (not general, general), sample
+        assert sample["reward"] == pytest.approx(sum(sample["parts"].values())), sample
+        assert not general or sample["step"] > 2, sample
+
+
+def test_the_cap_on_the_length_rises_at_its_step(done: Path) -> None:
+    longest = {1: 0, 3: 0, 5: 0}
+    for sample in lines(stage(done) / "rollouts" / "samples.jsonl"):
+        longest[sample["step"]] = max(longest[sample["step"]], sample["length"])
+    assert longest == {1: 16, 3: 16, 5: 24}
+
+
+def test_the_monitor_looks_and_both_ends_report_languages(done: Path) -> None:
+    steps = lines(stage(done) / "metrics.jsonl")
+    checks = [json.loads((stage(done) / f"monitor_{step:08d}.json").read_text()) for step in (0, 2, 4)]
+    assert [check["reward"] for check in checks] == [steps[0]["reward"], steps[2]["reward"], steps[4]["reward"]]
+    assert [len(check["rates"]) for check in checks] == [4, 4, 4]
+    assert len({tuple(check["regime"]) for check in checks}) == 3, "domains and terms change at both steps"
+    assert all(step["monitor/flag"] == 0 for step in steps)
+    metrics = json.loads((done / "summary.json").read_text())["stages"]["rl"]["metrics"]
+    assert metrics["monitor_flags"] == 0
+    assert {"language_consistency", "language_consistency_before", "format_rate", "format_rate_before", "pass_at_1_before"} <= set(metrics)
+
+
+def test_a_killed_run_ends_bit_equal(done: Path, tmp_path: Path) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(done, again, symlinks=True)
+    shutil.rmtree(again / "stages" / "rl")
+    assert "was killed by signal 9" in run(again, code=1, kill="rl:3")
+    run(again)
+    for name in ("artifacts/checkpoint/content.sha256", "rollouts/samples.jsonl", "rollouts/samples_held_out.jsonl", "monitor_00000004.json"):
+        assert (stage(again) / name).read_bytes() == (stage(done) / name).read_bytes(), name
+    assert lines(stage(again) / "metrics.jsonl") == lines(stage(done) / "metrics.jsonl")
