@@ -77,7 +77,7 @@ def encode_sample(record: SampleRecord, template: TemplateConfig, tokenizer: Tok
     if not record.response.strip():
         raise ValueError("field 'response' is empty: there is nothing to learn")
     asked = Prompt(record.id, record.prompt, metadata=record.metadata)
-    prompt = encode_prompt(asked, template.prompt, tokenizer).tokens
+    prompt = encode_prompt(asked, template.prompt, tokenizer, template.turn).tokens
     response = tokenizer.encode(render_response(template.response, record.reasoning, record.response))
     if tokenizer.eos_id in response:
         raise ValueError("the text of 'reasoning' or 'response' spells the tokenizer's end-of-sequence token; remove it")

@@ -156,3 +156,12 @@ def test_a_response_that_ends_itself_or_says_nothing_is_refused(tokenizer: Any) 
     if isinstance(tokenizer, HuggingFace):  # in a sentencepiece text, control pieces stay text
         with pytest.raises(ValueError, match="end-of-sequence"):
             encode_sample(SampleRecord("1", "1+1=", "1<end>", "2"), TEMPLATE, tokenizer)
+
+
+def test_earlier_turns_are_part_of_the_prompt_and_not_learned(tokenizer: Any) -> None:
+    said = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}]
+    record = SampleRecord("1", "2+2=", "", "4", metadata={"messages": said})
+    sequence = encode_sample(record, TemplateConfig(prompt="{question}\n", response="{response}", turn="{question}\n{response}\n"), tokenizer)
+    learned = sequence.tokens[sequence.weights > 0].tolist()
+    assert tokenizer.decode(sequence.tokens.tolist()) == "1+1=\n2\n2+2=\n4"
+    assert tokenizer.decode(learned) == "4"
