@@ -27,11 +27,10 @@ class WeightSets:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._sets: dict[str, Copy] = {}
-        self._from_artifact: set[str] = set()
 
     def names(self) -> list[str]:
-        """The sets that exist nowhere else, in the order of their capture: what a checkpoint must hold. One loaded from an artifact is not among them."""
-        return [name for name in self._sets if name not in self._from_artifact]
+        """The sets there are, in the order of their capture."""
+        return list(self._sets)
 
     def capture(self, name: str) -> None:
         """Copy the current parameters and persistent buffers (the expert bias) to host memory, replacing a set of that name."""
@@ -49,7 +48,6 @@ class WeightSets:
             self._sets[name] = self._copy_of_live()
         finally:
             self._copy_in(current)
-        self._from_artifact.add(name)
 
     def drop(self, name: str) -> None:
         """Free a set's memory."""
