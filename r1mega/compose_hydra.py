@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import GroupDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -127,6 +128,13 @@ class Hydra:
         """Group -> the choice in force, for every group of config `name`."""
         known = self._defaults(name, overrides).overrides.known_choices
         return {group: choice for group, choice in known.items() if not group.startswith("hydra/")}
+
+    def overridden(self, group: str, choice: str) -> set[str]:
+        """The groups that `conf/<group>/<choice>.yaml` chooses anew (`override /task: ...` in its defaults)."""
+        with _one_line(f"{group}/{choice}"):
+            loaded = self._loader.repository.load_config(f"{group}/{choice}")
+            listed = (loaded.defaults_list if loaded is not None else None) or []
+            return {default.group.lstrip("/") for default in listed if isinstance(default, GroupDefault) and default.override and default.group}
 
     def options(self, group: str) -> list[str]:
         """The YAML files of a group, from every search path."""

@@ -122,7 +122,8 @@ def _groups(stage: str, config: type, overrides: Sequence[Override], hydra: Hydr
     fields = config.__dataclass_fields__  # type: ignore[attr-defined]
     for override in (override for override in overrides if override.is_group):
         if override.key in known or (override.added and override.group.partition("/")[0] in fields):
-            chosen.append(override)
+            anew = set() if override.deleted else hydra.overridden(override.group, str(override.value))  # it wins over weaker choices of these groups
+            chosen = [choice for choice in chosen if choice.key not in anew] + [override]
             reach.used.add(override.said)
             known = {**known, **hydra.choices(stage, [choice.text for choice in chosen])}  # a choice may bring groups of its own
         elif not override.source.root:

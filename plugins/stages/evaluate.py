@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ from r1mega.hookspecs import Register
 from r1mega.recipe.context import StageContext
 from r1mega.recipe.files import write_json
 from r1mega.rewards.pool import RewardPool
-from r1mega.rollout.evaluate import evaluate
-from r1mega.rollout.samples import write_samples
+from r1mega.rollout.evaluate import evaluate_problems
+from r1mega.rollout.metrics_eval import ProblemResult, summarise
+from r1mega.rollout.samples import sample_records, write_samples
 
 from ._setup import EvaluationConfig, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
 
@@ -29,9 +30,13 @@ class EvaluateConfig(StageCommon):
 
 
 class Evaluate:
-    """pass@1, cons@k, length and format rate of a checkpoint on held-out problems."""
+    """pass@1, pass@k, cons@k, length, format, language and refusals of a checkpoint on held-out problems or a benchmark (`benchmark=...`).
 
-    version: ClassVar[str] = "1"
+    The report's `report.json` holds the metrics, `problems_detail` (each problem's id, domain and share of correct samples, for paired comparisons between
+    checkpoints) and `samples` (at most `samples_logged` of each replica, as `rollout.samples` writes them).
+    """
+
+    version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint"}
     outputs: ClassVar[Mapping[str, str]] = {"report": "Report"}
 
@@ -51,19 +56,28 @@ class Evaluate:
         prompts = encode_split(task, "test", config, tokenizer, sampling.max_tokens, settings.max_problems)
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
         try:
-            metrics, groups = evaluate(prompts, settings.samples, generator=generator, pool=pool, ranks=policy.ranks, sampling=sampling, seed=config.seed,
-                                       metric=settings.metric)
+            results, groups = evaluate_problems(prompts, settings.samples, generator=generator, pool=pool, ranks=policy.ranks, sampling=sampling,
+                                                seed=config.seed, metric=settings.metric)
         finally:
             if pool is not None:
                 pool.close()
+        metrics = summarise(results, config.seed)
+        shown = policy.ranks.gather_replicas(sample_records(groups, config.samples_logged))
         if context.rank == 0:
             context.output("report").mkdir(parents=True, exist_ok=True)
-            write_json(context.output("report") / "report.json", metrics)
+            context.check_epoch()
+            samples = [record for part in shown for record in part]
+            write_json(context.output("report") / "report.json", {**metrics, "problems_detail": _detail(results), "samples": samples})
         if policy.ranks.dp_rank == 0 and policy.ranks.is_lead:
             context.rollouts.mkdir(parents=True, exist_ok=True)
             write_samples(context.rollouts / "samples.jsonl", 0, groups, config.samples_logged)
         policy.ranks.barrier()
         return metrics
+
+
+def _detail(results: Sequence[ProblemResult]) -> list[dict[str, Any]]:
+    return [{"id": result.id, "domain": result.domain, "pass_rate": result.rate if result.correct else None, "consensus": result.consensus}
+            for result in results]
 
 
 @hookimpl

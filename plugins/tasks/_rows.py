@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,6 +95,11 @@ def to_prompt(row: Mapping[str, Any], config: RowsConfig, task: str) -> Prompt:
 
 
 def read_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]], config: RowsConfig, task: str) -> list[Prompt]:
+    """`collect_prompts` of rows of named fields."""
+    return collect_prompts(rows, lambda row: to_prompt(row, config, task))
+
+
+def collect_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]], convert: Callable[[Mapping[str, Any]], Prompt]) -> list[Prompt]:
     """Prompts of (where, row) pairs; where is "file:line". A row that could not even be read comes as a `BadRowError`.
 
     Raises one `DataError` that lists the first bad rows and counts the others.
@@ -105,7 +110,7 @@ def read_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]], co
         try:
             if isinstance(row, BadRowError):
                 raise row
-            prompts.append(to_prompt(row, config, task))
+            prompts.append(convert(row))
         except BadRowError as error:
             bad.append(f"{where}: {error}")
     if bad:

@@ -101,7 +101,7 @@ def _sides(path: Path, config: JsonlConfig) -> tuple[Path, Path] | None:
 
 
 def _prompts(files: list[Path], config: JsonlConfig) -> list[Prompt]:
-    rows = (row for file in files for row in (_parquet(file) if file.suffix == ".parquet" else _jsonl(file)))
+    rows = (row for file in files for row in (parquet_rows(file) if file.suffix == ".parquet" else jsonl_rows(file)))
     prompts = read_prompts(rows, config, task="jsonl")
     if not prompts:
         raise DataError(f"{', '.join(map(str, files))}: no problems in it; expected one JSON object a line (or Parquet row) with "
@@ -109,7 +109,7 @@ def _prompts(files: list[Path], config: JsonlConfig) -> list[Prompt]:
     return prompts
 
 
-def _jsonl(file: Path) -> Rows:
+def jsonl_rows(file: Path) -> Rows:
     """(file:line, object) of every line that is not blank."""
     try:
         with file.open("rb") as lines:
@@ -132,7 +132,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | BadRowError:
     return value if isinstance(value, dict) else BadRowError(f"expected a JSON object, got {type(value).__name__}")
 
 
-def _parquet(file: Path) -> Rows:
+def parquet_rows(file: Path) -> Rows:
     """(file:row, fields) of every row, counted from 1."""
     try:
         import pyarrow

@@ -21,6 +21,11 @@ def write_samples(path: Path, step: int, groups: Sequence[ScoredGroup], limit: i
     append_step(path, step, [_record(groups[g], k, None if advantages is None else float(advantages[g][k])) for g, k in _pick(groups, limit)])
 
 
+def sample_records(groups: Sequence[ScoredGroup], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` samples of the groups as `write_samples` writes them, without the step and the advantage."""
+    return [_record(groups[g], k, None) for g, k in _pick(groups, limit)]
+
+
 def render_samples(groups: Sequence[ScoredGroup], limit: int) -> str:
     """At most `limit` samples as plain text, best and worst of a group first; long completions lose their middle."""
     blocks = []
