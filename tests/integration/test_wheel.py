@@ -23,11 +23,11 @@ def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> subpr
 
 
 def product_files(repo: Path) -> set[str]:
-    """Names inside the wheel of every module and YAML file of the checkout that belongs there."""
+    """Names inside the wheel of every module, YAML file and piece of the report of the checkout that belongs there."""
     found = set()
     for folder in ("r1mega", "plugins", "conf"):
         for path in (repo / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml") and not {"examples", "__pycache__"} & set(path.parts):
+            if path.suffix in (".py", ".yaml", ".css", ".js") and not {"examples", "__pycache__"} & set(path.parts):
                 found.add(str(Path(INSTALLED.get(folder, folder)) / path.relative_to(repo / folder)))
     return found
 
