@@ -80,11 +80,11 @@ def _check_keyword(key: str, value: Any, where: str, root: Any) -> None:
         raise SchemaError(f"{where}: expected {', '.join(_TYPES)}, got {value!r}")
     if key in ("properties", "patternProperties", "$defs", "definitions", "anyOf", "oneOf", "allOf", "prefixItems"):
         wanted: type = dict if key in ("properties", "patternProperties", "$defs", "definitions") else list
+        below: Any = value
         if not isinstance(value, wanted):
             raise SchemaError(f"{where}: expected {'an object' if wanted is dict else 'a list'} of schemas")
-        places: Sequence[Any] = list(value) if wanted is dict else range(len(value))
-        for name, part in ((place, value[place]) for place in places):
-            check_schema(part, root, f"{where}.{name}")
+        for name in below if wanted is dict else range(len(below)):
+            check_schema(below[name], root, f"{where}.{name}")
     if key in ("items", "additionalProperties", "not"):
         check_schema(value, root, where)
     if key in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
