@@ -24,6 +24,7 @@ class DenseConfig:
     add_qkv_bias: bool = True
     tied_embeddings: bool = True
     rotary_base: float = 1e6
+    rope_scaling_factor: float | None = None  # Llama 3.1's and 3.3's: 8; None: unscaled
     layernorm_epsilon: float = 1e-6
 
 
@@ -33,7 +34,8 @@ def dense(config: DenseConfig) -> Architecture:
         num_layers=config.num_layers, hidden_size=config.hidden_size, ffn_hidden_size=config.ffn_hidden_size,
         num_attention_heads=config.num_attention_heads, num_query_groups=config.num_query_groups, kv_channels=config.kv_channels,
         max_position_embeddings=config.max_position_embeddings, qk_layernorm=config.qk_layernorm, add_qkv_bias=config.add_qkv_bias,
-        tied_embeddings=config.tied_embeddings, layernorm_epsilon=config.layernorm_epsilon, rope=Rope(rotary_base=config.rotary_base))
+        tied_embeddings=config.tied_embeddings, layernorm_epsilon=config.layernorm_epsilon,
+        rope=Rope(rotary_base=config.rotary_base, llama3_scaling_factor=config.rope_scaling_factor))
 
 
 dense.version = "1"  # type: ignore[attr-defined]

@@ -40,6 +40,7 @@ class Rope:
 
     rope_type: Literal["rope", "yarn"] = "rope"
     rotary_base: float = 10000.0
+    llama3_scaling_factor: float | None = None  # with "rope": Llama 3.1's stretch of the slow frequencies from 8,192 positions on; None: none
     rotary_scaling_factor: float = 40.0  # the rest is read with "yarn" only
     original_max_position_embeddings: int = 4096
     beta_fast: float = 32.0

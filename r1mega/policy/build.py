@@ -166,6 +166,7 @@ def build_chunks(config: TransformerConfig, architecture: Architecture, options:
         model = PolicyModel(
             config, spec, vocab_size=padded_vocab_size(options.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=architecture.max_position_embeddings, position_embedding_type="rope", rotary_base=architecture.rope.rotary_base,
+            rope_scaling=architecture.rope.llama3_scaling_factor is not None, rope_scaling_factor=architecture.rope.llama3_scaling_factor or 1.0,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             share_embeddings_and_output_weights=architecture.tied_embeddings, parallel_output=True, mtp_block_spec=mtp, vp_stage=vp_stage,
