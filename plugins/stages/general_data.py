@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from r1mega import hookimpl
@@ -15,6 +13,7 @@ from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
 from r1mega.recipe.context import StageContext
 
+from ._publish import publish
 from ._setup import make
 
 _NEEDED = ("general_samples", "general_prompts", "preferences")
@@ -58,26 +57,13 @@ class GeneralData:
         prompts = task.general_prompts(config.split)
         pairs, judged = task.preferences(config.preferences, config.seed, config.split, config.template.response)
         if context.rank == 0:
-            _publish(context, "samples", lambda folder: write_samples(folder, samples))
-            _publish(context, "prompts", lambda folder: write_prompts(folder, prompts))
-            _publish(context, "preferences", lambda folder: write_preferences(folder, pairs, judged))
+            publish(context, "samples", lambda folder: write_samples(folder, samples))
+            publish(context, "prompts", lambda folder: write_prompts(folder, prompts))
+            publish(context, "preferences", lambda folder: write_preferences(folder, pairs, judged))
         if context.world_size > 1:
             _wait_for_all(config.cluster.timeout_minutes)
         return {"samples": len(samples), "prompts": len(prompts), "pairs": len(pairs), "judged": len(judged),
                 "safe_share": sum(row.safe for row in judged) / len(judged)}
-
-
-def _publish(context: StageContext, name: str, write: Callable[[Path], None]) -> None:
-    """Write an output beside its place and move it there whole, while this attempt is the newest."""
-    folder = context.output(name)
-    unfinished = folder.with_name(f".{name}.{context.epoch}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write(unfinished)
-    context.check_epoch()
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
 
 
 def _wait_for_all(timeout_minutes: float) -> None:

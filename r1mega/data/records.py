@@ -83,7 +83,7 @@ class JudgedResponse:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
+def write_prompts(folder: Path, prompts: Iterable[Prompt]) -> None:
     """Write a `PromptSet`."""
     _write(folder, {"prompts.jsonl": prompts})
 
@@ -93,8 +93,8 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return _read(folder / "prompts.jsonl", Prompt)
 
 
-def write_samples(folder: Path, samples: Sequence[SampleRecord]) -> None:
-    """Write a `SampleSet`'s rows. Raises `DataError` when two rows share an id."""
+def write_samples(folder: Path, samples: Iterable[SampleRecord]) -> None:
+    """Write a `SampleSet`'s rows, one at a time. Raises `DataError` when two rows share an id."""
     _write(folder, {SAMPLES: samples})
 
 
@@ -103,7 +103,7 @@ def read_samples(folder: Path) -> list[SampleRecord]:
     return _read(folder / SAMPLES, SampleRecord)
 
 
-def write_preferences(folder: Path, pairs: Sequence[PreferencePair], judged: Sequence[JudgedResponse]) -> None:
+def write_preferences(folder: Path, pairs: Iterable[PreferencePair], judged: Iterable[JudgedResponse]) -> None:
     """Write a `PreferenceSet`."""
     _write(folder, {"pairs.jsonl": pairs, "judged.jsonl": judged})
 
@@ -147,42 +147,51 @@ class SampleRows(Sequence[SampleRecord]):
         return _parse(self._file.readline(), self.where(index), SampleRecord)
 
 
-def _write(folder: Path, tables: Mapping[str, Sequence[Any]]) -> None:
+def _write(folder: Path, tables: Mapping[str, Iterable[Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "content.sha256").unlink(missing_ok=True)  # it would speak of other rows until the end
     digest = hashlib.sha256()
     for name, rows in tables.items():
-        _refuse_repeats((f"{name}:{number}", row.id) for number, row in enumerate(rows, 1))
-        text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
-        lines = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its own JSON escape
-        digest.update(name.encode() + b"\0" + lines)
-        files.write_text(folder / name, lines.decode())
+        digest.update(name.encode() + b"\0")
+        files.write_parts(folder / name, _digested(name, rows, digest))
     files.write_text(folder / "content.sha256", digest.hexdigest() + "\n")
+
+
+def _digested(name: str, rows: Iterable[Any], digest: Any) -> Iterator[bytes]:
+    for row in distinct_rows((f"{name}:{number}", row) for number, row in enumerate(rows, 1)):
+        text = json.dumps(_plain(row), ensure_ascii=False) + "\n"
+        line = text.encode("utf-8", "backslashreplace")  # a lone surrogate becomes its own JSON escape
+        digest.update(line)
+        yield line
 
 
 def _plain(row: Any) -> dict[str, Any]:
     return {item.name: files.plain(getattr(row, item.name)) for item in dataclasses.fields(row)}
 
 
-def _refuse_repeats(ids: Iterable[tuple[str, str]]) -> None:
+def distinct_rows(rows: Iterable[tuple[str, Record]]) -> Iterator[Record]:
+    """The rows of (where, row) pairs. Raises `DataError` at the first id that was there before."""
     first: dict[str, str] = {}
-    for where, row in ids:
-        if row in first:
-            raise DataError(f"{where}: id '{row}' is also at {first[row]}; the ids of one set must differ")
-        first[row] = where
+    for where, row in rows:
+        if row.id in first:
+            raise DataError(f"{where}: id '{row.id}' is also at {first[row.id]}; the ids of one set must differ")
+        first[row.id] = where
+        yield row
 
 
-def _read(path: Path, kind: type[Record]) -> list[Record]:
+def read_rows(path: Path, kind: type[Record]) -> Iterator[tuple[str, Record]]:
+    """(file:line, row) of every line that is not blank, one at a time. Raises `DataError` with file and line."""
     if not path.is_file():
         raise _no_file(path, kind)
-    rows, places = [], []
     with path.open("rb") as file:
         for _, number, line in _lines(file):
             if line.strip():
-                places.append(f"{path}:{number}")
-                rows.append(_parse(line, places[-1], kind))
-    _refuse_repeats((where, row.id) for where, row in zip(places, rows, strict=True))
-    return rows
+                where = f"{path}:{number}"
+                yield where, _parse(line, where, kind)
+
+
+def _read(path: Path, kind: type[Record]) -> list[Record]:
+    return list(distinct_rows(read_rows(path, kind)))
 
 
 def _no_file(path: Path, kind: type[Any]) -> DataError:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from r1mega.errors import UserError
 
 
 def write_bytes(path: Path, data: bytes, before_rename: Callable[[], None] = lambda: None) -> None:
-    """Replace `path` by `data` in one step that survives a power cut: written under a temporary name, flushed to disk, renamed. Several writers
-    may race: one wins whole. If `before_rename` raises, nothing has happened."""
+    """`write_parts` of one part."""
+    write_parts(path, (data,), before_rename)
+
+
+def write_parts(path: Path, parts: Iterable[bytes], before_rename: Callable[[], None] = lambda: None) -> None:
+    """Replace `path` by the parts, one after the other, in one step that survives a power cut: written under a temporary name, flushed to disk,
+    renamed. Several writers may race: one wins whole. If `parts` or `before_rename` raises, nothing has happened."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())

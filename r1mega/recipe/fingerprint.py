@@ -1,8 +1,8 @@
 """What a stage's result depends on, as one hash, and the answer to "why is it stale?".
 
 The basis of a fingerprint is plain data kept in the manifest: the settings that matter (`config.NOT_SEMANTIC` lists those that do not), the
-stage plugin's name and version, the digests of its input artifacts, and the contents of external files (every setting called `path`). Where a
-file lies does not matter, what is in it does.
+stage plugin's name and version, the digests of its input artifacts, and the contents of external files (every setting called `path` or
+`..._path`). Where a file lies does not matter, what is in it does.
 """
 
 from __future__ import annotations
@@ -52,8 +52,12 @@ def semantic(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def external_files(tree: Mapping[str, Any]) -> dict[str, Path]:
-    """The files and folders the settings point to, by dotted key: every leaf called `path` that is not empty."""
-    return {key: Path(value) for key, value in semantic(tree).items() if key.rpartition(".")[2] == "path" and isinstance(value, str) and value}
+    """The files and folders the settings point to, by dotted key: every leaf called `path` or `..._path` that is not empty."""
+    return {key: Path(value) for key, value in semantic(tree).items() if _names_path(key.rpartition(".")[2]) and isinstance(value, str) and value}
+
+
+def _names_path(leaf: str) -> bool:
+    return leaf == "path" or leaf.endswith("_path")
 
 
 def check_files(node: GraphNode) -> None:

@@ -52,15 +52,16 @@ def test_key_removed() -> None:
     assert changed({key: value for key, value in TREE.items() if key != "seed"}) == ["seed: 0 -> (absent)"]
 
 
-def test_external_file_counts_by_content_not_by_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["path", "samples_path"])
+def test_external_file_counts_by_content_not_by_place(key: str, tmp_path: Path) -> None:
     for name, text in (("a.jsonl", "1"), ("b.jsonl", "1"), ("c.jsonl", "2")):
         (tmp_path / name).write_text(text)
 
     def at(name: str) -> dict[str, Any]:
-        return {**TREE, "task": {"name": "jsonl", "path": str(tmp_path / name)}}
+        return {**TREE, "task": {"name": "jsonl", key: str(tmp_path / name)}}
 
     assert changed(at("b.jsonl"), at("a.jsonl")) == []
-    assert changed(at("c.jsonl"), at("a.jsonl")) == ["task.path: contents changed"]
+    assert changed(at("c.jsonl"), at("a.jsonl")) == [f"task.{key}: contents changed"]
 
 
 def test_external_folder_counts_with_every_file(tmp_path: Path) -> None:
