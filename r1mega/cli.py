@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, seed=N, output_dir=FOLDER, and settings of the stages")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
     parser.add_argument("--from", dest="from_", metavar="STAGE", help="run this stage and all that depends on it")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, with which settings, and run nothing")
     parser.add_argument("--cfg", action="store_true", help="print the resolved settings of every stage with where each came from")
     options = parser.parse_intermixed_args(argv)
     from r1mega import compose, plugins
@@ -88,6 +88,7 @@ def plugins(argv: Sequence[str]) -> int:
     from rich.text import Text
 
     table = Table("kind", "name", "owner", "version", "what it is", box=box.SIMPLE_HEAD)
+    table.columns[1].no_wrap = True  # a name is to be copied
     for row in rows:
         table.add_row(*(Text(text) for text in row.values()))
     Console().print(table)

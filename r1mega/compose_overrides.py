@@ -121,15 +121,16 @@ def _groups(stage: str, config: type, overrides: Sequence[Override], hydra: Hydr
     known: Mapping[str, Any] = hydra.choices(stage)
     fields = config.__dataclass_fields__  # type: ignore[attr-defined]
     for override in (override for override in overrides if override.is_group):
+        if override.key not in known:
+            known = {**known, **hydra.choices(stage, [choice.text for choice in chosen])}  # a choice may bring groups of its own
         if override.key in known or (override.added and override.group.partition("/")[0] in fields):
             anew = set() if override.deleted else hydra.overridden(override.group, str(override.value))  # it wins over weaker choices of these groups
             chosen = [choice for choice in chosen if choice.key not in anew] + [override]
             reach.used.add(override.said)
-            known = {**known, **hydra.choices(stage, [choice.text for choice in chosen])}  # a choice may bring groups of its own
         elif not override.source.root:
             raise ConfigError(f"{override.said}: {stage} has no config group '{override.key}'.{nearest(override.key, known)} "
                               f"Groups there: {', '.join(known) or 'none'}")
-    reach.known.update(known)
+    reach.known.update({**known, **hydra.choices(stage, [choice.text for choice in chosen])})
     return chosen
 
 

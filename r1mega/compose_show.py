@@ -1,8 +1,8 @@
-"""`--cfg`: the resolved tree of every stage as YAML, each leaf with where its value came from."""
+"""`--cfg` and `--dry-run`: the resolved tree of every stage as YAML, each leaf with where its value came from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -10,10 +10,10 @@ import yaml
 from r1mega.recipe.nodes import Node, Recipe
 
 
-def show(recipe: Recipe) -> str:
-    """YAML that parses back to `{recipe, seed, output_dir, stages: {name: {stage, inputs, config}}}`."""
+def show(recipe: Recipe, chosen: Collection[str] | None = None) -> str:
+    """YAML that parses back to `{recipe, seed, output_dir, stages: {name: {stage, inputs, config}}}`, of the `chosen` stages or of all."""
     lines = [f"recipe: {_scalar(recipe.name)}", f"seed: {recipe.seed}", f"output_dir: {_scalar(str(recipe.output_dir))}", "stages:"]
-    for node in recipe.nodes.values():
+    for node in (node for name, node in recipe.nodes.items() if chosen is None or name in chosen):
         lines += [f"  {node.name}:", f"    stage: {_scalar(node.stage)}", f"    inputs: {_scalar(dict(node.inputs))}"]
         lines += ["    config:", *_lines(node.tree, node, "", 6)] if node.tree else ["    config: {}"]
     return "\n".join(lines) + "\n"

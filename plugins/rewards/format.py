@@ -1,15 +1,17 @@
-"""Whether a completion keeps the reasoning format: `<think>...</think><answer>...</answer>`."""
+"""Whether a completion keeps the reasoning format: `<think>...</think><answer>...</answer>`, or `<think>...</think>` and a plain answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from r1mega import hookimpl
 from r1mega.hookspecs import Register
 from r1mega.types import RewardSample, Score
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_ANSWERS = ("tag", "text")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,12 @@ class FormatConfig:
 
     think_in_prompt: bool = False  # the template has already opened <think>: the completion starts inside the reasoning
     allow_prefix: bool = False  # text before <think> is allowed
+    empty_reasoning: bool = False  # an empty block is allowed: trivial queries have no chain of thought (paper v1 section 2.3.3)
+    answer: Literal["tag", "text"] = "tag"  # tag: in <answer>...</answer>, as R1-Zero; text: all that follows the reasoning, as R1 (template=r1)
+
+    def __post_init__(self) -> None:
+        if self.answer not in _ANSWERS:
+            raise ValueError(f"answer='{self.answer}': expected one of {', '.join(_ANSWERS)}")
 
 
 class Format:
@@ -37,6 +45,10 @@ class Format:
 
     def _fault(self, text: str) -> str:
         """What is wrong with the format; empty when nothing is."""
+        if self._config.answer == "text":
+            if "<answer>" in text or "</answer>" in text:
+                return "there is an answer tag; the answer is what follows </think>"
+            text = text.replace("</think>", "</think><answer>") + "</answer>"
         for tag in _TAGS:
             if (count := text.count(tag)) != 1:
                 return f"{tag} occurs {count} times"
@@ -48,7 +60,7 @@ class Format:
         between, inside = text[unthink + len("</think>"):answer], text[answer + len("<answer>"):unanswer]
         if prefix.strip() and not self._config.allow_prefix:
             return "text before <think>"
-        if not reasoning.strip():
+        if not reasoning.strip() and not self._config.empty_reasoning:
             return "the reasoning is empty"
         if between.strip():
             return "text between </think> and <answer>"

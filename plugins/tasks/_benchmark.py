@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class BenchmarkTask(PromptsTask):
         self.config = config
         self.seed = seed
         super().__init__(self.load(), config.max_prompts)
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """The problems of a side; "train" is empty where there are no solved examples: an RL stage may measure on a benchmark that it cannot train on."""
+        return () if split == "train" and not self.split.train else super().prompts(split)
 
     def prompt(self, row: Mapping[str, Any]) -> Prompt:
         """A row as a prompt. Raises `BadRowError`."""

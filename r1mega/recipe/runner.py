@@ -17,10 +17,11 @@ from typing import Any
 
 import yaml
 
+from r1mega.compose_show import show
 from r1mega.config import ClusterConfig, PluginChoice
 from r1mega.errors import ConfigError, StageFailed, UserError, nearest
 from r1mega.plugins import Host
-from r1mega.recipe import artifacts, files, fingerprint, launcher, lock
+from r1mega.recipe import artifacts, files, fingerprint, launcher, lock, required
 from r1mega.recipe.artifacts import Manifest, RunFolder
 from r1mega.recipe.assess import NodeState, Verdict, assess, headline, judge
 from r1mega.recipe.graph import Graph, build
@@ -51,10 +52,17 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
     chosen = _chosen(graph, only, from_)
     for node in graph.nodes.values():
         fingerprint.check_files(node)
-    _check_tasks([node for name, node in recipe.nodes.items() if name in chosen], host)
+    unset = required.unset_paths(graph, host, chosen)
+    wanted = ", ".join(required.to_set(unset, graph))
+    if unset and not dry_run:
+        raise ConfigError(f"recipe '{recipe.name}' needs paths that have no default; set {wanted} (each as key=value; --dry-run shows all settings)")
+    _check_tasks([node for name, node in recipe.nodes.items() if name in chosen and "task.path" not in unset.get(name, ())], host)
     folder = RunFolder(recipe.output_dir.absolute())
     if dry_run:
         print("\n".join(plan(assess(graph, folder), chosen, sizes)))
+        print(f"\n{show(recipe, chosen)}", end="")
+        if unset:
+            print(f"\nto run it, set: {wanted}")
         return 0
     try:
         (folder.root / "stages").mkdir(parents=True, exist_ok=True)

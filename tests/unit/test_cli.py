@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from r1mega import cli, plugins
 
@@ -89,3 +91,58 @@ def test_a_plugin_that_raises_at_import_stops_the_command(tmp_path: Path) -> Non
     assert done.stderr.count("\n") == 1
     assert "broken (broken-plugin 1.0)" in done.stderr
     assert "out of coffee" in done.stderr
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], Any, str]:
+    """(plan lines, the settings read back, what is still to be set) of a dry run that ends well."""
+    assert cli.main(["run", "--dry-run", *arguments]) == 0
+    plan, settings, *end = capsys.readouterr().out.split("\n\n")
+    return plan.splitlines(), yaml.safe_load(settings), "".join(end)
+
+
+def test_the_dry_run_of_the_papers_recipe_shows_every_stage_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, settings, missing = dry_run(capsys, "recipe=r1", f"output_dir={tmp_path}")
+    stages = settings["stages"]
+    assert [line.split()[0] for line in plan] == list(stages)
+    assert len(stages) == 20
+    assert all(line.split()[1] == "run" for line in plan)
+    assert any("rl, 512 ranks" in line for line in plan)
+    assert (stages["all_scenario_rl"]["config"]["steps"], stages["all_scenario_rl"]["config"]["rollout"]["temperature"]) == (1700, 0.7)
+    assert stages["sft"]["inputs"]["policy"] == "base.checkpoint"
+    assert missing.strip() == ("to run it, set: stages.base.path, stages.reasoning_prompts.prompts_path, stages.all_prompts.prompts_path, "
+                               "stages.general.samples_path, stages.helpful_data.pairs_path or judged_path, "
+                               "stages.safety_data.pairs_path or judged_path, task.path")
+    assert not list(tmp_path.iterdir())
+
+
+STUDENT = "recipe=distill_qwen_1_5b"
+
+
+def test_a_dry_run_with_paths_misses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"id": "1", "prompt": "q", "reasoning": "", "response": "r"}\n')
+    (tmp_path / "aime.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    given = [f"stages.base.path={tmp_path}", f"stages.data.samples_path={tmp_path / 'samples.jsonl'}", f"task.path={tmp_path / 'aime.jsonl'}"]
+    plan, settings, missing = dry_run(capsys, STUDENT, *given, f"output_dir={tmp_path / 'run'}")
+    assert len(plan) == 4
+    assert not missing
+    assert settings["stages"]["student"]["config"]["optimizer"]["lr"] == 1e-4
+    _, settings, missing = dry_run(capsys, STUDENT, *given[:1], f"output_dir={tmp_path / 'run'}", "--from", "student")
+    assert list(settings["stages"]) == ["student", "score_student"]
+    assert missing.strip() == "to run it, set: stages.score_student.task.path"  # of the stages it would run
+
+
+def test_a_path_that_is_missing_stops_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", STUDENT, f"output_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "set stages.base.path, stages.data.samples_path, stages.score_student.task.path" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["stages.base.path", "stages.data.samples_path", "task.path"])
+def test_a_path_that_is_wrong_is_an_error_even_of_a_dry_run(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--dry-run", STUDENT, f"{key}={tmp_path / 'nowhere'}", f"output_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{tmp_path / 'nowhere'}" in error
+    assert "no such file or folder" in error

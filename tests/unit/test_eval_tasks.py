@@ -237,3 +237,8 @@ def test_shots_need_data_with_solved_examples(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", {"prompt": "b", "label": "safe"})
     with pytest.raises(ConfigError, match="the data of task 'refusals' has no solved examples"):
         Refusals(RefusalsConfig(path=str(tmp_path), shots=1))
+
+
+def test_a_benchmark_without_solved_examples_has_nothing_to_train_on(tmp_path: Path) -> None:
+    task = MathBenchmark(MathBenchmarkConfig(path=jsonl(tmp_path / "aime.jsonl", {"problem": "a?", "answer": "1"})))
+    assert (list(task.prompts("train")), len(task.prompts("test"))) == ([], 1)  # RL on other prompts may still measure on it

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from r1mega_plugins.rewards.format import Format, FormatConfig
 
 from r1mega.types import RewardSample
 
 
-def score(completion: str, **settings: bool) -> tuple[float, str]:
+def score(completion: str, **settings: Any) -> tuple[float, str]:
     result = Format(FormatConfig(**settings)).score([RewardSample("q", completion)])[0]
     return result.value, result.explanation
 
@@ -53,3 +55,29 @@ def test_think_opened_by_the_template() -> None:
     assert score("a</think><answer>b</answer>", think_in_prompt=True)[0] == 1
     assert score("<think>a</think><answer>b</answer>", think_in_prompt=True)[0] == 0
     assert score("</think><answer>b</answer>", think_in_prompt=True) == (0.0, "the reasoning is empty")
+
+
+def test_an_empty_block_is_allowed_where_asked_for() -> None:
+    greeting = "<think></think><answer>hello</answer>"
+    assert score(greeting)[0] == 0
+    assert score(greeting, empty_reasoning=True)[0] == 1
+    assert score("<answer>hello</answer>", empty_reasoning=True)[0] == 0, "no block at all is no empty block"
+
+
+@pytest.mark.parametrize(("completion", "why"), [
+    ("<think>\na\n</think>\n\nIt is \\boxed{7}.", ""),
+    ("<think></think>hello", "the reasoning is empty"),
+    ("It is 7.", "<think> occurs 0 times"),
+    ("<think>a", "</think> occurs 0 times"),
+    ("<think>a</think> \n", "the answer is empty"),
+    ("<think>a</think>b</think>c", "</think> occurs 2 times"),
+    ("b<think>a</think>c", "text before <think>"),
+    ("<think>a</think><answer>b</answer>", "there is an answer tag; the answer is what follows </think>"),
+])
+def test_a_plain_answer_after_the_reasoning(completion: str, why: str) -> None:
+    assert score(completion, answer="text") == (0.0 if why else 1.0, why)
+
+
+def test_an_unknown_answer_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of tag, text"):
+        FormatConfig(answer="box")  # type: ignore[arg-type]
