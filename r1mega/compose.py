@@ -1,8 +1,8 @@
 """From a command line to a checked recipe: every stage is its own Hydra composition of `conf/stage/<kind>.yaml`.
 
 A stage is given, weakest first: the recipe's root overrides and the user's (each only where that stage has the group or key), the recipe's
-overrides for that stage, the user's `stages.<name>.` overrides. As everywhere in Hydra, group choices (`rollout=vllm`) are made before values
-(`rollout.temperature=0.7`) are set, whatever their order. Free of torch.
+for stages of its kind, the recipe's for that stage, the user's `stages.<name>.` overrides. As everywhere in Hydra, group choices (`rollout=vllm`)
+are made before values (`rollout.temperature=0.7`) are set, whatever their order. Free of torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class RecipeFile:
     stages: dict[str, NodeFile]
     description: str = ""
     seed: int | None = None
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # for every stage that has the group or key
+    kinds: dict[str, list[str]] = field(default_factory=dict)  # stage plugin -> for every stage of that kind
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ class _Composer:
         for node in content.stages:
             if not NODE_NAME.fullmatch(node):
                 raise ConfigError(f"{self.file}: stages.{node}: a stage's name is made of letters, digits, '_' and '-'")
+        kinds = {file.stage for file in content.stages.values()}
+        if unused := [kind for kind in content.kinds if kind not in kinds]:
+            raise ConfigError(f"{self.file}: kinds.{unused[0]}: the recipe has no stage of this kind.{nearest(unused[0], kinds)} Kinds: "
+                              f"{', '.join(sorted(kinds))}")
         if not content.stages:
             raise ConfigError(f"{self.file}: stages: expected at least one stage")
         for node, written in self.line.stages.items():
@@ -189,6 +194,8 @@ class _Composer:
         if self.seed is not None and "seed" in config.__dataclass_fields__:  # type: ignore[attr-defined]
             said = f"override 'seed={self.seed}'" if self.line.seed is not None else f"{self.file}: seed"
             overrides.append(read(f"seed={self.seed}", Source.USER_ROOT, said, self.hydra))
+        for text in self.content.kinds.get(file.stage, []):
+            overrides.append(read(text, Source.RECIPE_STAGE, f"{self.file}: kinds.{file.stage}: override '{text}'", self.hydra))
         for text in file.overrides:
             overrides.append(read(text, Source.RECIPE_STAGE, f"{self.file}: stages.{name}: override '{text}'", self.hydra))
         inputs = dict(file.inputs)

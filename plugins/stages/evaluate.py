@@ -1,4 +1,4 @@
-"""Measure a checkpoint on the task's held-out problems."""
+"""Measure a checkpoint on the task's held-out problems, or on prompts that another stage made."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.config import Plugin, RewardConfig, StageCommon
-from r1mega.hookspecs import Register
+from r1mega.data.records import read_prompts
+from r1mega.hookspecs import Register, Tokenizer
 from r1mega.recipe.context import StageContext
 from r1mega.recipe.files import write_json
 from r1mega.rewards.pool import RewardPool
 from r1mega.rollout.evaluate import evaluate_problems
 from r1mega.rollout.metrics_eval import ProblemResult, summarise
 from r1mega.rollout.samples import sample_records, write_samples
+from r1mega.types import EncodedPrompt
 
-from ._setup import EvaluationConfig, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+from ._setup import EvaluationConfig, encode_prompts, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class EvaluateConfig(StageCommon):
 class Evaluate:
     """pass@1, pass@k, cons@k, length, format, language and refusals of a checkpoint on held-out problems or a benchmark (`benchmark=...`).
 
+    A connected `prompts` takes the place of the task's test split.
     The report's `report.json` holds the metrics, `problems_detail` (each problem's id, domain and share of correct samples, for paired comparisons between
     checkpoints) and `samples` (at most `samples_logged` of each replica, as `rollout.samples` writes them).
     """
 
     version: ClassVar[str] = "2"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint"}
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?"}
     outputs: ClassVar[Mapping[str, str]] = {"report": "Report"}
 
     def __init__(self, config: EvaluateConfig) -> None:
@@ -47,13 +50,13 @@ class Evaluate:
         from r1mega.policy import artifact
 
         config = self.config
-        task, tokenizer = make_task(config), load_tokenizer(config, context.inputs["policy"])
+        tokenizer = load_tokenizer(config, context.inputs["policy"])
         policy = make_policy(config, tokenizer, optimizer=None)
         artifact.load_artifact(policy, context.inputs["policy"])
         generator = make_generator(config.rollout, policy, tokenizer)
         settings = config.evaluation
         sampling = sampling_of(config.rollout, tokenizer, temperature=settings.temperature, top_p=settings.top_p)
-        prompts = encode_split(task, "test", config, tokenizer, sampling.max_tokens, settings.max_problems)
+        prompts = self._prompts(context, tokenizer, sampling.max_tokens)
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
         try:
             results, groups = evaluate_problems(prompts, settings.samples, generator=generator, pool=pool, ranks=policy.ranks, sampling=sampling,
@@ -73,6 +76,13 @@ class Evaluate:
             write_samples(context.rollouts / "samples.jsonl", 0, groups, config.samples_logged)
         policy.ranks.barrier()
         return metrics
+
+    def _prompts(self, context: StageContext, tokenizer: Tokenizer, max_tokens: int) -> list[EncodedPrompt]:
+        config, limit = self.config, self.config.evaluation.max_problems
+        if "prompts" not in context.inputs:
+            return encode_split(make_task(config), "test", config, tokenizer, max_tokens, limit)
+        prompts = read_prompts(context.inputs["prompts"])
+        return encode_prompts(prompts[:limit] if limit else prompts, "given", config, tokenizer, max_tokens)
 
 
 def _detail(results: Sequence[ProblemResult]) -> list[dict[str, Any]]:

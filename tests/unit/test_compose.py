@@ -108,6 +108,16 @@ def test_mappings_can_be_extended_changed_and_cut(run: Run) -> None:
         "short": ("length", 3.0, {"target": 4}), "more": ("length", 1.0, {"target": 2})}
 
 
+def test_a_recipe_may_speak_to_all_stages_of_a_kind(tmp_path: Path) -> None:
+    host = toy_host(write_conf(tmp_path, recipe__toy=(
+        "overrides: [steps=2]\nkinds: {toy_train: [steps=5, rollout.temperature=0.5]}\nstages:\n"
+        "  a: {stage: toy_train}\n  b: {stage: toy_train, overrides: [steps=6]}\n  c: {stage: toy_report}\n")))
+    nodes = compose_recipe(["recipe=toy"], host).nodes
+    assert [(nodes[name].config.steps, nodes[name].config.rollout.config.temperature) for name in "ab"] == [(5, 0.5), (6, 0.5)]
+    assert "kinds.toy_train" in nodes["a"].provenance["steps"]
+    assert compose_recipe(["recipe=toy", "stages.a.steps=9"], host).nodes["a"].config.steps == 9
+
+
 def test_a_file_may_refer_to_a_key_that_an_override_gives(tmp_path: Path) -> None:
     host = toy_host(write_conf(tmp_path, reward__toy="terms:\n  short: {name: length, settings: {target: '${rollout.max_tokens}'}}\n"))
     assert compose_recipe(["recipe=toy"], host).nodes["zero"].config.reward.terms["short"].settings == {"target": 8}
@@ -151,6 +161,7 @@ def test_mistakes_on_the_command_line(run: Run, overrides: list[str], words: lis
     ({"recipe__toy": "stages: {}"}, ["recipe/toy.yaml: stages: expected at least one"]),
     ({"recipe__toy": "stages: {a: {stage: toy_train, overrides: [{steps: 3}]}}"}, ["stages.a.overrides[0]: expected str, got a mapping"]),
     ({"recipe__toy": "stages: {a: {stage: toy_train, overrides: [stesp=3]}}"}, ["recipe/toy.yaml: stages.a: override 'stesp=3'", "'steps'"]),
+    ({"recipe__toy": "kinds: {toy_trian: [steps=3]}\nstages: {a: {stage: toy_train}}"}, ["recipe/toy.yaml: kinds.toy_trian: the recipe has no", "'toy_train'"]),
     ({"recipe__toy": "overrides: [stesp=3]\nstages: {a: {stage: toy_train}}"}, ["recipe/toy.yaml: override 'stesp=3': no stage", "'steps'"]),
     ({"recipe__toy": "overrides: [rollout=slow]\nstages: {a: {stage: toy_train}}"},
      ["recipe/toy.yaml: override 'rollout=slow'", "no rollout 'slow'"]),
