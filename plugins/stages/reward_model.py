@@ -106,7 +106,7 @@ class RewardModelStage:
             seal_checkpoint(folder, tokenizer)
             card.save(folder)
         policy.ranks.barrier()
-        return {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped} | measured
+        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped}
 
     def _packed(self, policy: Policy, examples: Sequence[Example]) -> tuple[list[MicroBatch], float]:
         """This replica's micro-batches; the responses of a pair stay together, chosen first."""
@@ -127,7 +127,7 @@ class RewardModelStage:
         right = scores[::2] > scores[1::2] if config.kind == "helpful" else (scores > 0) == (verdicts > 0)
         card = RewardCard(config.kind, config.template.prompt, config.template.turn, float(scores.mean()), float(scores.std()))
         gap = float(scores[verdicts > 0].mean() - scores[verdicts < 0].mean()) if (verdicts > 0).any() and (verdicts < 0).any() else None
-        return {"held_out": len(held_out), "held_out_accuracy": float(right.mean()), "held_out_gap": gap}, card
+        return {"held_out_accuracy": float(right.mean()), "held_out_gap": gap, "held_out": len(held_out)}, card
 
 
 def last_of_each(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

@@ -85,7 +85,7 @@ class SFT:
                 if saver.due(step, step - 1, steps):
                     saver.save(step, kept)
         saver.finish()
-        metrics = kept | {"validation_loss": self._validate(policy, corpus), "samples": len(corpus.train), "held_out": len(corpus.held_out),
+        metrics = {"validation_loss": self._validate(policy, corpus)} | kept | {"samples": len(corpus.train), "held_out": len(corpus.held_out),
                           "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens}
         artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
         if context.rank == 0:

@@ -84,12 +84,10 @@ def _state_of(manifest: Manifest, missing: list[str]) -> tuple[NodeState, tuple[
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The one metric to show beside a stage: `pass_at_1` (with where it came from) if it has that, else its first number."""
-    def number(name: str) -> str:
-        return f"{metrics[name]:.4g}"
-
-    numbers = [name for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)]
-    if "pass_at_1" in numbers:
-        start = f"{number('pass_at_1_before')} -> " if "pass_at_1_before" in numbers else ""
-        return f"pass_at_1 {start}{number('pass_at_1')}"
-    return f"{numbers[0]} {number(numbers[0])}" if numbers else ""
+    """The one metric to show beside a stage, with where it came from: `pass_at_1` if it has that, else its first number."""
+    numbers = {name: f"{value:.4g}" for name, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    if not numbers:
+        return ""
+    name = "pass_at_1" if "pass_at_1" in numbers else next(iter(numbers))
+    start = f"{numbers[f'{name}_before']} -> " if f"{name}_before" in numbers else ""
+    return f"{name} {start}{numbers[name]}"

@@ -43,6 +43,7 @@ class Run:
 
     folder: Path
     arguments: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ("recipe=r1_zero_tiny", *OVERRIDES)
     process: subprocess.Popen[str] | None = None
     said: str = ""
     tag: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -58,7 +59,7 @@ class Run:
         self.marks.mkdir(exist_ok=True)
         path = os.pathsep.join(filter(None, (str(FAULT_REWARDS), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": path, MARKS: str(self.marks), TAG: self.tag, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "r1mega", "run", "recipe=r1_zero_tiny", f"output_dir={self.folder}", *OVERRIDES, *self.arguments]
+        command = [sys.executable, "-m", "r1mega", "run", f"output_dir={self.folder}", *self.recipe, *self.arguments]
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         return self.process
 
@@ -99,7 +100,7 @@ class Run:
     def copy(self, folder: Path) -> Run:
         """A run in a new folder that begins with what this one has finished."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Run(folder)
+        return Run(folder, recipe=self.recipe)
 
     def phase(self) -> str:
         """What the run is doing, as its files tell: base, evaluating, generating, scoring, training, saving, exporting, or `none` between."""

@@ -1,0 +1,112 @@
+"""kill -9 of a whole run of the R1 graph at random moments: every rerun continues, and every artifact ends the same bit for bit.
+
+    python tests/soak/kill_graph.py [--kills 20] [--seed 0] [--json] [--keep FOLDER]
+
+The graph is recipe=r1_tiny with few steps everywhere. One run goes undisturbed. Then one run is started and killed, driver and ranks together, after a
+random time; the same command is run again and killed again, and so on, until it has been killed so often as one campaign asks or is complete; a
+complete run is compared and a fresh one begun. Exit code 1 when a digest differs or a rerun fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from shortened import Run
+
+LIMIT_S = 1800.0  # of one whole run, on a machine that does other things too
+RL = ("zero", "reasoning_rl", "all_scenario_rl", "student_rl")
+SHORT = (
+    "recipe=r1_tiny", "task.test_per_family=6", "stages.world.samples=60", "stages.world.preferences=60", "stages.world_held_out.samples=6",
+    "stages.world_held_out.preferences=6",
+    *(f"stages.{node}.{setting}" for node in ("base", "student_base") for setting in ("steps=60", "documents_per_step=64", "checkpoint.every=20")),
+    *(f"stages.{node}.{setting}" for node in RL for setting in (
+        "steps=4", "prompts_per_rollout=4", "prompts_per_unit=1", "group_size=4", "updates_per_rollout=2", "checkpoint.every=2",
+        "evaluation.max_problems=4", "evaluation.samples=2", "algorithm.kl_coefficient=0.05")),
+    *(f"stages.{node}.{setting}" for node in ("cold_start_data", "sft_data") for setting in ("max_prompts=96", "prompts_per_unit=12")),
+    *(f"stages.{node}.{setting}" for node in ("cold_start", "sft", "distill") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
+    *(f"stages.reward_{kind}.{setting}" for kind in ("helpful", "safety") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
+)
+
+
+def digests(run: Run) -> dict[str, str]:
+    """`<node>.<output>` -> content digest, from the manifests of all stages."""
+    found = {}
+    for manifest in sorted(run.folder.glob("stages/*/current/manifest.json")):
+        stage = json.loads(manifest.read_text())
+        found |= {f"{stage['node']}.{output}": about["digest"] for output, about in stage["artifacts"].items() if about["type"] != "Report"}
+    return found
+
+
+def finish(run: Run) -> str:
+    """Run to the end; what went wrong, or nothing."""
+    run.start()
+    status = run.wait(LIMIT_S)
+    return f"exit code {status}: {run.said.strip().splitlines()[-1:]}" if status else ""
+
+
+def kill(run: Run, after: float) -> str:
+    """Start, and kill everything after so many seconds; which stage was at work, or nothing when the run was complete before."""
+    process = run.start()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    if process.poll() is not None:
+        run.wait(LIMIT_S)
+        return ""
+    running = [path.parent.parent.name for path in run.folder.glob("stages/*/current/manifest.json") if '"state": "running"' in path.read_text()]
+    run.end()
+    run.wait(LIMIT_S)
+    return ", ".join(running) or "between stages"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--keep", type=Path, help="an empty folder for the runs, which stay there; default: a temporary one")
+    options = parser.parse_args()
+    generator = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.keep or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        reference = Run(folder / "undisturbed", recipe=SHORT)
+        began = time.monotonic()
+        if problem := finish(reference):
+            raise SystemExit(f"the undisturbed run: {problem}")
+        length = time.monotonic() - began
+        want = digests(reference)
+        print(f"undisturbed: {len(want)} artifacts in {length:.0f} s", flush=True)
+        done, problems, killed = 0, list[str](), list[str]()
+        while done < options.kills:
+            run = Run(folder / f"run{done}", recipe=SHORT)
+            while done < options.kills:
+                stage = kill(run, generator.uniform(2.0, length / 3))
+                if not stage:
+                    break
+                done += 1
+                killed.append(stage)
+                print(f"{done:>3}  killed in {stage}", flush=True)
+            problem = finish(run)
+            got = digests(run)
+            wrong = [name for name in want if got.get(name) != want[name]]
+            if problem or wrong:
+                problems.append(problem or f"{run.folder.name}: differing digests: {', '.join(wrong)}")
+                print(f"     {problems[-1]}", flush=True)
+            else:
+                print(f"     {run.folder.name}: all {len(want)} digests equal", flush=True)
+    print(f"{done} kills in {len(set(killed))} different stages, {len(problems)} problems")
+    if options.json:
+        print(json.dumps({"kills": done, "stages": sorted(set(killed)), "artifacts": len(want), "problems": problems, "undisturbed_s": round(length, 1)}))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
