@@ -18,7 +18,8 @@ the entry-point group `r1mega`:
         register("short", Short)
 
 `register(name, factory, config=None)` takes a factory that is called with the plugin's config dataclass instance if `config` (a dataclass type) is
-given, else with nothing, and with the keyword arguments each hook names. `version` and the documentation line are read from the factory.
+given, else with nothing, and with the keyword arguments each hook names. `version` and the documentation line are read from the factory. Settings
+without which nothing can run (a file of the user's) are named in the dataclass: `required_paths: ClassVar[tuple[str, ...]] = ("path",)`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from r1mega import config as c
 from r1mega import plugins
 from r1mega.policy.policy import Policy
 from r1mega.recipe.context import StageContext
+from r1mega.rewards.scorers import ModelTerms
 from r1mega.rollout.batching import make_microbatch, unpack
+from r1mega.rollout.curriculum import PromptStream
 from r1mega.rollout.prompts import encode_prompt
 from r1mega.types import Prompt, SamplingParams, TrainSequence
 
@@ -31,6 +33,7 @@ def main(folder: Path, mode: str, micro_batch_tokens: int) -> None:
     from r1mega_plugins.models.dense import DenseConfig, dense
     from r1mega_plugins.rollouts.megatron import MegatronRolloutConfig
     from r1mega_plugins.stages._learner import Learner
+    from r1mega_plugins.stages._setup import EvaluationConfig
     from r1mega_plugins.stages.rl import RLConfig
     from r1mega_plugins.tokenizers.huggingface import HuggingFaceConfig
 
@@ -41,7 +44,7 @@ def main(folder: Path, mode: str, micro_batch_tokens: int) -> None:
         steps=100_000, prompts_per_rollout=PROMPTS, group_size=GROUP, updates_per_rollout=1, reference_every=0, micro_batch_tokens=micro_batch_tokens,
         samples_logged=0, parallel=c.ParallelConfig(data_parallel_size=world), checkpoint=c.CheckpointConfig(every=1_000_000),
         optimizer=c.OptimizerConfig(lr=LEARNING_RATE, weight_decay=0.0, adam_beta2=0.999),
-        reward=c.RewardConfig(terms={"digit_share": c.RewardTerm("digit_share")}))
+        reward=c.RewardConfig(terms={"digit_share": c.RewardTerm("digit_share")}), evaluation=EvaluationConfig(metric="digit_share"))
     policy = Policy(architecture, vocab_size=64, parallel=config.parallel, precision=config.precision, seed=0, optimizer=config.optimizer,
                     training_steps=config.steps)
     copy_weights(policy, load_file(folder / mode / "model.safetensors"))
@@ -53,7 +56,8 @@ def main(folder: Path, mode: str, micro_batch_tokens: int) -> None:
         config=config, policy=policy, context=StageContext("bench", config, place, place, {}, rank, world, rank, epoch=1),
         generator=registry.get("rollouts", "megatron").factory(MegatronRolloutConfig(max_tokens=CAP[mode]), policy=policy, tokenizer=tokenizer),
         algorithm=registry.get("algorithms", "grpo").factory(GRPOConfig(kl_coefficient=0.0, clip_ratio_low=0.2, clip_ratio_high=0.2)),
-        train=[encode_prompt(Prompt(text, text), "{question}", tokenizer) for text in prompts()],
+        stream=PromptStream([encode_prompt(Prompt(text, text), "{question}", tokenizer) for text in prompts()], {}, config.seed),
+        model_terms=ModelTerms({}, {}, policy.ranks),
         sampling=SamplingParams(CAP[mode], stop_token_ids=(tokenizer.eos_id,)), seal=never)
     learner.resume()
 

@@ -1,5 +1,5 @@
-"""The TRL side of grpo_step.py: `python _grpo_trl.py FOLDER MODE MICRO_BATCH`. One `GRPOTrainer.train()`, held at every step's beginning until
-the parent asks for it."""
+"""The TRL side of grpo_step.py: `python _grpo_trl.py FOLDER MODE MICRO_BATCH`; a negative MICRO_BATCH generates by continuous batching.
+One `GRPOTrainer.train()`, held at every step's beginning until the parent asks for it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ def main(folder: Path, mode: str, micro_batch: int) -> None:
     logging.disable(logging.WARNING)
     model = Qwen3ForCausalLM.from_pretrained(folder / mode)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    continuous, micro_batch = micro_batch < 0, abs(micro_batch)
     accumulate = PROMPTS * GROUP // micro_batch
     config = GRPOConfig(
         output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulate, steps_per_generation=accumulate, num_generations=GROUP, num_iterations=1, beta=0.0, loss_type="grpo",
         max_completion_length=CAP[mode], temperature=1.0, top_p=1.0, top_k=0, learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
         max_grad_norm=1.0, max_steps=100_000, logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        dataloader_num_workers=0, shuffle_dataset=False)
+        dataloader_num_workers=0, shuffle_dataset=False, use_transformers_continuous_batching=continuous)
     demand = OnDemand()
     trainer = GRPOTrainer(model=model, reward_funcs=demand.reward, args=config, train_dataset=Dataset.from_list([{"prompt": text} for text in prompts()]),
                           processing_class=tokenizer, callbacks=[demand])

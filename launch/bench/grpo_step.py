@@ -125,6 +125,7 @@ def contestants(micro_batch_tokens: int) -> list[Contestant]:
         Contestant(f"TRL, {cores} threads, batch 256", "_grpo_trl.py", 1, cores, 256),
         Contestant(f"TRL, {cores} threads, batch 64", "_grpo_trl.py", 1, cores, 64),
         Contestant("TRL, 1 thread, batch 256", "_grpo_trl.py", 1, 1, 256),
+        Contestant(f"TRL, {cores} threads, continuous batching", "_grpo_trl.py", 1, cores, -256),
     ]
 
 

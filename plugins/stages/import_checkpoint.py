@@ -23,6 +23,7 @@ NEEDED = ("architecture.json", "checksums.json", "content.sha256", "tokenizer")
 class ImportConfig:
     """Where it lies."""
 
+    required_paths: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""  # the checkpoint artifact of a run: RUN_DIR/stages/<name>/current/artifacts/checkpoint; no default
 
 

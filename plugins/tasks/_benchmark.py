@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from r1mega.errors import ConfigError, DataError, nearest
 from r1mega.split import Split, given_split
@@ -23,6 +23,7 @@ SUFFIXES = (".jsonl", ".parquet", ".csv")
 class BenchmarkConfig:
     """Where a benchmark's file is and how its questions are put."""
 
+    required_paths: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""  # the file with the problems to measure on, or a folder with test.* (and train.*) in it; .jsonl, .parquet or .csv
     train_path: str = ""  # a file of the same format with solved examples; empty: train.* of the folder, where there is one
     shots: int = 0  # solved examples before each question; 0: zero-shot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError, UserError, nearest
@@ -20,6 +20,7 @@ from .jsonl import report
 class HfDatasetsConfig(RowsConfig):
     """Which data set, and which of its splits are which side."""
 
+    required_paths: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""  # as `datasets.load_dataset` takes it: a name on the hub, such as openai/gsm8k, or a local folder
     subset: str = ""  # the data set's configuration name, such as main
     revision: str = ""  # branch, tag or commit on the hub; empty: the newest

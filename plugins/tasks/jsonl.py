@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError, UserError
@@ -31,6 +31,7 @@ class JsonlConfig(RowsConfig):
     is read whole and split by `test_fraction`.
     """
 
+    required_paths: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""  # file or folder
     train_file: str = ""  # inside the folder; empty: train.jsonl or train.parquet if both sides are there
     test_file: str = ""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError, UserError
@@ -22,6 +22,7 @@ COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_co
 class HuggingFaceConfig:
     """Where the tokenizer is, unless the stage is handed one."""
 
+    required_paths: ClassVar[tuple[str, ...]] = ("path",)
     path: str = ""  # folder with tokenizer.json; used where the stage's tokenizer folder has none
     eos_token: str = ""  # text of the end-of-sequence token; empty: as the files beside tokenizer.json say
 

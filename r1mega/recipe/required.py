@@ -7,26 +7,32 @@ from collections.abc import Collection
 from r1mega.plugins import Host
 from r1mega.recipe.fingerprint import flatten
 from r1mega.recipe.graph import Graph, GraphNode
+from r1mega.schema import PLUGIN_FIELDS
 
 
 def unset_paths(graph: Graph, host: Host, chosen: Collection[str]) -> dict[str, list[str]]:
     """Node -> its keys that must be given and are empty, in the graph's order; of the `chosen` nodes alone.
 
-    Must be given: every setting called `path` that is "" (one that may be left out is null), but for the tokenizer's where a checkpoint brings it;
-    and one of the settings that a stage's `output_paths` names for an output that another stage reads, written `a or b`.
+    Must be given: what the config dataclass of the stage, or of a plugin in it, names in `required_paths` (a `ClassVar`), but for the tokenizer's
+    where a checkpoint brings it; and one of the settings that a stage's `output_paths` names for an output that another stage reads, written `a or b`.
     """
     read = {reference for node in graph.nodes.values() for reference in node.inputs.values()}
     found = {}
     for name, node in graph.nodes.items():
-        if name in chosen and (keys := [*_empty_paths(node), *_empty_sources(node, host, read)]):
+        if name in chosen and (keys := [*_empty_paths(node, host), *_empty_sources(node, host, read)]):
             found[name] = keys
     return found
 
 
-def _empty_paths(node: GraphNode) -> list[str]:
+def _empty_paths(node: GraphNode, host: Host) -> list[str]:
     brings_tokenizer = "Checkpoint" in {node.input_types[name].removesuffix("?") for name in node.inputs}
-    return [key for key, value in flatten(node.tree).items()
-            if value == "" and key.rpartition(".")[2] == "path" and not (brings_tokenizer and key == "tokenizer.path")]
+    groups = {"": ("stages", {**node.tree, "name": node.stage})}
+    groups |= {f"{group}.": (kind, node.tree[group]) for group, kind in PLUGIN_FIELDS.items() if node.tree.get(group)}
+    found = []
+    for prefix, (kind, settings) in groups.items():
+        config = host.registry.get(kind, settings["name"]).config
+        found += [prefix + name for name in getattr(config, "required_paths", ()) if not settings[name]]
+    return [key for key in found if not (brings_tokenizer and key.startswith("tokenizer."))]
 
 
 def _empty_sources(node: GraphNode, host: Host, read: Collection[str]) -> list[str]:
