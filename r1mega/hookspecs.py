@@ -58,8 +58,8 @@ class Register(Protocol):
 class Stage(Protocol):
     """A node of the graph. `run` is executed by every rank of the stage's process group and returns on all of them.
 
-    `inputs` and `outputs` map a name to an artifact type name ("Checkpoint", "PromptSet", "SampleSet", "RewardModel", "Report"); an input type that
-    ends with "?" may be left unconnected. `version` goes into the fingerprint: raise it when the stage's results change.
+    `inputs` and `outputs` map a name to an artifact type name ("Checkpoint", "PromptSet", "SampleSet", "PreferenceSet", "RewardModel",
+    "Report"); an input type that ends with "?" may be left unconnected. `version` goes into the fingerprint: raise it when the stage's results change.
 
     Example: `plugins/stages/evaluate.py`.
     """
