@@ -63,7 +63,7 @@ class Policy:
         initialize_distributed(self.platform, timeout_minutes)
         torch.manual_seed(seed)
         build.initialize_parallel(parallel, seed)
-        self.ranks = find_ranks(self.platform)
+        self.ranks = find_ranks(self.platform, timeout_minutes)
         self.architecture, self.parallel, self.precision, self.terms = architecture, parallel, precision, terms
         self.reward_head: RewardHead = reward_head
         self.options = OutputOptions(vocab_size=vocab_size, temperature=temperature, mtp=terms.mtp_loss_scaling_factor > 0, mtp_detach=terms.mtp_detach,
@@ -86,7 +86,6 @@ class Policy:
             self.config.grad_scale_func = self.optimizer.scale_loss
             self.scheduler = _scheduler(self.optimizer, optimizer, max(1, training_steps))
         self.sharding_checked = False  # whether a checkpoint's sharding has been validated: once is enough
-        self._metric_names: list[str] | None = None
 
     # ------------------------------------------------------------------------------------------------------------------- passes over data
 
@@ -208,10 +207,9 @@ class Policy:
         for result in results:
             for name, value in result.items():
                 local[name] = local.get(name, 0.0) + float(value)
-        if self._metric_names is None:
-            self._metric_names = self.ranks.from_lead(sorted(local))
-        assert self._metric_names is not None
-        return self.ranks.sum_over_replicas({name: local.get(name, 0.0) for name in self._metric_names})
+        # a replica whose micro-batches are padding alone may report other names
+        names = sorted(set().union(*self.ranks.gather_replicas(sorted(local))))
+        return self.ranks.sum_over_replicas({name: local.get(name, 0.0) for name in names})
 
     def _freeze(self) -> None:
         """Parameters that this policy never trains: no gradient, no optimizer state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -83,9 +84,10 @@ class Ranks:
             dist.barrier(group=self.control)
 
 
-def find_ranks(platform: Platform) -> Ranks:
-    """After `initialize_parallel`. A collective: it creates the control groups."""
-    control = dist.new_group(backend="gloo") if platform.is_cuda else dist.group.WORLD
+def find_ranks(platform: Platform, timeout_minutes: float) -> Ranks:
+    """After `initialize_parallel`. A collective: it creates the control groups, whose collectives fail after `timeout_minutes`."""
+    timeout = timedelta(minutes=timeout_minutes)
+    control = dist.new_group(backend="gloo", timeout=timeout) if platform.is_cuda else dist.group.WORLD
     tp_rank, cp_rank = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_context_parallel_rank()
     dp_rank, is_last_stage = parallel_state.get_data_parallel_rank(), parallel_state.is_pipeline_last_stage(ignore_virtual=True)
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -95,7 +97,7 @@ def find_ranks(platform: Platform) -> Ranks:
     replica_control: Any = control
     if len(replicas) > 1:
         for ranks in replicas.values():  # every rank takes part in creating every group
-            group = dist.new_group(list(ranks), backend="gloo")
+            group = dist.new_group(list(ranks), backend="gloo", timeout=timeout)
             if ranks == mine:
                 replica_control = group
     return Ranks(

@@ -1,8 +1,8 @@
 """What a stage's result depends on, as one hash, and the answer to "why is it stale?".
 
 The basis of a fingerprint is plain data kept in the manifest: the settings that matter (`config.NOT_SEMANTIC` lists those that do not), the
-stage plugin's name and version, the digests of its input artifacts, and the contents of external files (every setting called `path` or
-`..._path`). Where a file lies does not matter, what is in it does.
+stage plugin's name and version and those of the plugins it uses, the digests of its input artifacts, and the contents of external files (every
+setting called `path` or `..._path`). Where a file lies does not matter, what is in it does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from r1mega.errors import UserError
 from r1mega.recipe import files
 from r1mega.recipe.graph import GraphNode
 
-Basis = dict[str, Any]  # {"stage", "version", "config": {dotted key: value}, "files": {dotted key: digest}, "inputs": {name: digest}}
+# {"stage", "version", "plugins": {"<kind>/<name>": version}, "config": {dotted key: value}, "files": {dotted key: digest}, "inputs": {name: digest}}
+Basis = dict[str, Any]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,7 +74,7 @@ def basis_of(node: GraphNode, inputs: Mapping[str, str]) -> Basis:
     external = external_files(node.tree)
     contents = {key: _contents(path) for key, path in external.items()}
     config = {key: value for key, value in semantic(node.tree).items() if key not in external}
-    return {"stage": node.stage, "version": node.version, "config": config, "files": contents, "inputs": dict(inputs)}
+    return {"stage": node.stage, "version": node.version, "plugins": dict(node.plugins), "config": config, "files": contents, "inputs": dict(inputs)}
 
 
 def _contents(path: Path) -> str:
@@ -105,6 +106,8 @@ def explain(before: Basis, now: Basis) -> list[str]:
         changes.append(f"stage: {before['stage']} -> {now['stage']}")
     elif before["version"] != now["version"]:
         changes.append(f"version of stage {now['stage']}: {before['version']} -> {now['version']}")
+    here, there = before.get("plugins", {}), now.get("plugins", {})
+    changes += [f"version of {name}: {here[name]} -> {there[name]}" for name in _changed(here, there) if name in here and name in there]
     changes += [f"input {name} changed" for name in _changed(before["inputs"], now["inputs"])]
     changes += [f"{key}: contents changed" for key in _changed(before["files"], now["files"])]
     for key in _changed(before["config"], now["config"]):

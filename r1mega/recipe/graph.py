@@ -6,7 +6,7 @@ import graphlib
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from r1mega.plugins import Host
 from r1mega.recipe import files
 from r1mega.recipe.nodes import Node, Recipe
 from r1mega.registry import Plugin
+from r1mega.schema import PLUGIN_FIELDS
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -32,6 +33,7 @@ class GraphNode:
     input_types: Mapping[str, str]
     output_types: Mapping[str, str]
     tree: Mapping[str, Any]
+    plugins: Mapping[str, str] = field(default_factory=dict)  # "<kind>/<name>" -> version, of every plugin the settings choose
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -90,7 +92,14 @@ def _describe(node: Node, host: Host) -> GraphNode:
                               "a mapping of artifact name to type on the registered class")
         declared[side] = dict(types)
     return GraphNode(node.name, node.stage, plugin.version, plugin.owner, _code(plugin), dict(node.inputs), declared["inputs"],
-                     declared["outputs"], node.tree)
+                     declared["outputs"], node.tree, _plugins(node, host))
+
+
+def _plugins(node: Node, host: Host) -> dict[str, str]:
+    """The versions of the plugins that the node's settings name."""
+    chosen = [(kind, node.tree[group]["name"]) for group, kind in PLUGIN_FIELDS.items() if node.tree.get(group)]
+    chosen += [("rewards", term["name"]) for term in node.tree.get("reward", {}).get("terms", {}).values()]
+    return {f"{kind}/{name}": host.registry.get(kind, name).version for kind, name in sorted(chosen)}
 
 
 def _code(plugin: Plugin) -> str:

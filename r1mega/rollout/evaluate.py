@@ -41,7 +41,7 @@ def evaluate_problems(prompts: Sequence[EncodedPrompt], samples: int, *, generat
                       sampling: SamplingParams, seed: int, metric: str, terms_of: TermsOf | None = None) -> tuple[list[ProblemResult], list[ScoredGroup]]:
     """Every problem's result in the prompts' order, the same on every rank, and this replica's groups. A collective.
 
-    `metric` is the reward term that says whether a sample is correct (value 1). A sample whose reward failed counts as wrong, and is reported.
+    `metric` is the reward term that says whether a sample is correct (value 1). A sample whose reward failed counts nowhere, and is reported.
     A problem to whose domain the term does not apply is not verified; raises `ConfigError` if that is all of them. `terms_of` is as in
     `generate_and_score`.
     """

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,11 @@ RESAMPLES = 1000
 class ProblemResult:
     """One problem's samples."""
 
-    correct: tuple[bool, ...]  # [k]; empty where the term that tells does not apply to the problem's domain
+    correct: tuple[bool, ...]  # of the samples that could be judged, at most k; empty where the term does not apply to the problem's domain
     lengths: tuple[int, ...]  # [k], tokens
     truncated: tuple[bool, ...]  # [k], cut off at max_tokens
     consensus: bool | None  # the commonest answer is correct; None for a problem that has no reference answer
-    failed: int  # samples whose reward failed; they count as wrong
+    failed: int  # samples whose reward failed: they count nowhere, neither as right nor as wrong
     id: str = ""
     domain: str = ""
     subject: str = ""  # a benchmark's own category: MMLU's subject, LiveCodeBench's difficulty
@@ -47,12 +48,13 @@ class ProblemResult:
 def problem_result(scored: ScoredGroup, metric: str) -> ProblemResult:
     """What one scored group says; `metric` is the term whose value 1 means correct."""
     prompt, completions = scored.group.prompt.prompt, scored.group.completions
-    correct = tuple(bool(valid and value >= 1.0) for valid, value in zip(scored.valid, scored.parts.get(metric, ()), strict=metric in scored.parts))
+    judged = [place for place, value in enumerate(scored.parts.get(metric, ())) if math.isfinite(value)]
+    correct = tuple(scored.parts[metric][place] >= 1.0 for place in judged)
     return ProblemResult(
         id=prompt.id, domain=prompt.domain, subject=str(prompt.metadata.get("subject", "")), correct=correct,
         lengths=tuple(len(completion.tokens) for completion in completions),
         truncated=tuple(completion.finish_reason == "length" for completion in completions),
-        consensus=None if prompt.answer is None or not correct else consensus([vote(completion.text, prompt) for completion in completions], correct),
+        consensus=None if prompt.answer is None or not correct else consensus([vote(completions[place].text, prompt) for place in judged], correct),
         failed=sum(not valid for valid in scored.valid),
         terms={name: tuple(value for value, valid in zip(values, scored.valid, strict=True) if valid) for name, values in scored.parts.items()},
         refusal_expected=prompt.metadata.get(REFUSAL_EXPECTED))
@@ -111,9 +113,9 @@ def summarise(results: Sequence[ProblemResult], seed: int, resamples: int = RESA
     """
     verified = [result for result in results if result.correct]
     if not verified:
-        return {"problems": 0}
+        return {"problems": 0, "reward_failures": sum(result.failed for result in results)}
     metrics: dict[str, Any] = {
-        "problems": len(verified), "samples_per_problem": len(verified[0].correct), **accuracy(verified, seed, resamples), **_pass_at_powers(verified),
+        "problems": len(verified), "samples_per_problem": len(verified[0].lengths), **accuracy(verified, seed, resamples), **_pass_at_powers(verified),
         "mean_length": _mean(length for result in results for length in result.lengths),
         "truncated_rate": _mean(cut for result in results for cut in result.truncated),
         "reward_failures": sum(result.failed for result in results), **_refusals(verified)}

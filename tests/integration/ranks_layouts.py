@@ -137,6 +137,11 @@ def observe(model: str, parallel: ParallelConfig, count: int, adam_steps: int) -
         seen["gradients"] = [shard for shard in shards(policy) if not shard[0].endswith("expert_bias") and shard[0] not in frozen]
     adam = build(model, parallel, OptimizerConfig(lr=3e-3, clip_grad=1.0))
     steps = [adam.train_step(batches, loss) for _ in range(adam_steps)]
+
+    def names_of_its_own(logprobs: torch.Tensor, entropy: Any, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return loss(logprobs, entropy, batch)[0], {f"replica{adam.ranks.dp_rank}": torch.ones(())}
+
+    seen["metrics"] = dict(adam.train_step(batches, names_of_its_own).sums)
     return seen | {"adam_losses": [step.loss for step in steps], "adam_norms": [step.grad_norm for step in steps]}
 
 

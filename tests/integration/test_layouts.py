@@ -166,6 +166,14 @@ def test_layout_computes_what_one_process_computes(layout: str, record_property:
     assert adam <= ADAM_TOLERANCE, f"{layout}: 20 Adam steps differ by {adam:.1e}: {here['adam_losses']} against {one['adam_losses']}"
 
 
+@pytest.mark.parametrize("layout", ["DP2", "CP2xDP2"])
+def test_replicas_may_report_different_metrics(layout: str) -> None:
+    """As where one replica's micro-batches are padding alone."""
+    metrics = observed(layout)["metrics"]
+    count = LAYOUTS[layout][1]
+    assert {name: value for name, value in metrics.items() if name.startswith("replica")} == {"replica0": count, "replica1": count}
+
+
 @pytest.mark.parametrize("name", REFERENCES.values())
 def test_the_reference_is_not_trivial(name: str) -> None:
     """The single process learns, every weight has a gradient, and one SGD step moves every weight it should."""

@@ -91,5 +91,5 @@ def test_a_group_becomes_a_result() -> None:
     prompt = EncodedPrompt(Prompt("p", "q", "1/2", domain="math", metadata={"subject": "halves"}), "q", (1,))
     scored = ScoredGroup(RolloutGroup(prompt, completions), (1.0, 1.0, 0.0), {"accuracy": (1.0, 1.0, float("nan"))}, (True, True, False))
     assert problem_result(scored, "accuracy") == ProblemResult(
-        correct=(True, True, False), lengths=(1, 2, 3), truncated=(False, False, True), consensus=True, failed=1, id="p", domain="math", subject="halves",
+        correct=(True, True), lengths=(1, 2, 3), truncated=(False, False, True), consensus=True, failed=1, id="p", domain="math", subject="halves",
         terms={"accuracy": (1.0, 1.0)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,12 @@ def test_inputs_and_versions() -> None:
     before = basis_of(node(TREE), {"policy": "aa"})
     assert explain(before, basis_of(node(TREE), {"policy": "bb"})) == ["input policy changed"]
     assert explain(before, basis_of(node(TREE, version="2"), {"policy": "aa"})) == ["version of stage rl: 1 -> 2"]
+
+
+def test_the_version_of_a_plugin_in_use() -> None:
+    old, new = (basis_of(replace(node(TREE), plugins={"rewards/accuracy": version}), {}) for version in "12")
+    assert explain(old, new) == ["version of rewards/accuracy: 1 -> 2"]
+    assert fingerprint(old) != fingerprint(new)
     assert explain(before, basis_of(node(TREE, stage="sft"), {"policy": "aa"})) == ["stage: rl -> sft"]
 
 
