@@ -84,13 +84,13 @@ def test_inputs_and_versions() -> None:
     before = basis_of(node(TREE), {"policy": "aa"})
     assert explain(before, basis_of(node(TREE), {"policy": "bb"})) == ["input policy changed"]
     assert explain(before, basis_of(node(TREE, version="2"), {"policy": "aa"})) == ["version of stage rl: 1 -> 2"]
+    assert explain(before, basis_of(node(TREE, stage="sft"), {"policy": "aa"})) == ["stage: rl -> sft"]
 
 
 def test_the_version_of_a_plugin_in_use() -> None:
     old, new = (basis_of(replace(node(TREE), plugins={"rewards/accuracy": version}), {}) for version in "12")
     assert explain(old, new) == ["version of rewards/accuracy: 1 -> 2"]
     assert fingerprint(old) != fingerprint(new)
-    assert explain(before, basis_of(node(TREE, stage="sft"), {"policy": "aa"})) == ["stage: rl -> sft"]
 
 
 def test_flatten_keeps_empty_groups() -> None:
