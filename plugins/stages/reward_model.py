@@ -56,7 +56,7 @@ class RewardModelConfig(StageCommon):
 class RewardModelStage:
     """Trains a helpful (pairwise) or safety (point-wise) reward model on a preference set."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "preferences": "PreferenceSet"}
     outputs: ClassVar[Mapping[str, str]] = {"reward_model": "RewardModel"}
 

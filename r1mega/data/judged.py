@@ -15,7 +15,7 @@ from r1mega.data.records import read_preferences
 from r1mega.errors import DataError
 from r1mega.hookspecs import Tokenizer
 from r1mega.rollout.prompts import encode_prompt
-from r1mega.split import split_of
+from r1mega.split import split_of, text_id
 from r1mega.types import Prompt, TrainSequence
 
 Kind = Literal["helpful", "safety"]
@@ -29,6 +29,7 @@ class Example:
     """One judgement: (chosen, rejected), or one response. Weight 1 and the sign of the verdict stand at each sequence's last token."""
 
     id: str
+    problem: str  # `text_id` of the prompt: judgements of one prompt share it
     sequences: tuple[TrainSequence, ...]  # `advantages` at the last token: 1 chosen or safe, -1 rejected or unsafe
 
     def __len__(self) -> int:
@@ -70,10 +71,10 @@ def _example(id_: str, question: str, responses: Sequence[tuple[str, float]], ki
         tokens = judged_tokens(Prompt(id_, question), response, SCOPES[kind], template, tokenizer)
         last = (np.arange(len(tokens)) == len(tokens) - 1).astype(np.float32)
         sequences.append(TrainSequence(f"{id_}/{place}", tokens, last, advantages=last * np.float32(sign)))
-    return Example(id_, tuple(sequences))
+    return Example(id_, text_id(question), tuple(sequences))
 
 
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """(training examples, held-out ones), by the hash of the id."""
-    held_out = [split_of(f"held out of the reward model: {example.id}", fraction, 0) == "test" for example in examples]
+    """(training examples, held-out ones), by the hash of the prompt: no held-out judgement is about a prompt that is trained on."""
+    held_out = [split_of(f"held out of the reward model: {example.problem}", fraction, 0) == "test" for example in examples]
     return ([e for e, out in zip(examples, held_out, strict=True) if not out], [e for e, out in zip(examples, held_out, strict=True) if out])
