@@ -15,12 +15,19 @@ from r1mega.errors import ConfigError, UserError, nearest
 from r1mega.types import Prompt
 
 SplitName = Literal["train", "test"]
+BARE_QUESTION = "bare_question"  # key of Prompt.metadata: the question as the data states it, where a task puts words of its own around it
 
 
 def text_id(question: str) -> str:
     """The identity of a text problem: 128 bits, as hex, of its question under NFKC, case folding and collapsed white space."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", question).casefold())  # folding can undo the normal form
     return blake2b(" ".join(folded.split()).encode(), digest_size=16).hexdigest()
+
+
+def bare_question(prompt: Prompt) -> str:
+    """The question without the words its task put around it ("Put the answer in ..."): what tells whether two prompts are one problem."""
+    bare = prompt.metadata.get(BARE_QUESTION)
+    return bare if isinstance(bare, str) and bare.strip() else prompt.question
 
 
 def stable_fraction(problem_id: str, seed: int) -> float:

@@ -61,8 +61,10 @@ def merged(context: StageContext, replicas: int) -> list[SampleRecord]:
 class Harvest:
     """The rows on their way into the set; every loss is counted in `tallies`."""
 
-    def __init__(self, config: SampleConfig, context: StageContext, rows: Sequence[SampleRecord], tallies: Tallies) -> None:
-        self.config, self.context, self.rows, self.tallies = config, context, list(rows), tallies
+    def __init__(self, config: SampleConfig, context: StageContext, rows: Sequence[SampleRecord], tallies: Tallies,
+                 about: Mapping[str, Mapping[str, Any]]) -> None:
+        """`about`: metadata by prompt id, whole, as the rewards need it; a row holds its labels alone."""
+        self.config, self.context, self.rows, self.tallies, self.about = config, context, list(rows), tallies, about
 
     def drop(self, record: SampleRecord, reason: str) -> None:
         self.tallies.setdefault(record.domain, Tally()).drops[reason] += 1
@@ -110,7 +112,8 @@ class Harvest:
         with RewardPool.from_config(dataclasses.replace(self.config.reward, terms=deciders)) as pool:
             terms = []
             for row in rows:
-                prompt = Prompt(row.id, row.prompt, row.answer, row.domain, row.language, row.task, row.metadata)
+                about = self.about[row.provenance["prompt_id"]]
+                prompt = Prompt(row.id, row.prompt, row.answer, row.domain, row.language, row.task, about)
                 encoded = EncodedPrompt(prompt, template.prompt.replace("{question}", row.prompt), ())
                 terms.append(decider(self.config, prompt))
                 pool.submit(row.id, reward_sample(encoded, render_response(template.response, row.reasoning, row.response)), terms[-1:])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from r1mega.policy.ranks import Ranks
 
     from .sample import SampleConfig
+
+LONGEST_LABEL = 200  # characters of JSON
 
 Place = tuple[int, int, int]  # (prompt, round, sample): the order of a set's rows
 
@@ -64,7 +67,6 @@ class Sampler:
     contaminated: Counter[str] = field(default_factory=Counter)  # evaluation problem -> drops
 
     def __post_init__(self) -> None:
-        check_deciders(self.config, [prompt.prompt for prompt in self.prompts])
         ranks, config = self.ranks, self.config
         self.works = [Work(WorkItem(place, prompt), PromptDeduplicator(config.dedup)) for place, prompt in enumerate(self.prompts)
                       if place % ranks.dp_size == ranks.dp_rank]
@@ -155,7 +157,8 @@ class Sampler:
             "checkpoint": self.checkpoint, "prompt_id": prompt.id, "round": number, "sample": k, "tokens": len(completion.tokens), "rewards": rewards,
             "reward_versions": {name: self._versions[name] for name in rewards}, "filters": [*FILTERS, "dedup", "decontamination"], "rewriter": None}
         return SampleRecord(id=f"{prompt.id}@{cursor}#{number}.{k}", prompt=prompt.question, reasoning=reasoning, response=response, answer=prompt.answer,
-                            domain=prompt.domain, language=prompt.language, task=prompt.task, metadata=prompt.metadata, provenance=provenance)
+                            domain=prompt.domain, language=prompt.language, task=prompt.task, metadata=shareable(prompt.metadata),
+                            provenance=provenance)
 
     def select(self) -> list[tuple[Place, SampleRecord]]:
         """This replica's rows in order: at most `wanted_per_prompt` of each prompt."""
@@ -185,10 +188,24 @@ def terms_of(config: SampleConfig, prompt: Prompt) -> Collection[str]:
     return [name for name in applicable(config.reward.terms, prompt.domain) if name not in idle]
 
 
+def shareable(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sample keeps of its prompt's metadata: the conversation before the question, and short labels such as its family or subject.
+
+    What a reward reads stays behind: tests of programs, reference calls, schemas (most of it nested or long) are hidden from who learns.
+    """
+    return {key: value for key, value in metadata.items() if key == "messages" or (not key.endswith("_test_cases") and _is_label(value))}
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(json.dumps(value, ensure_ascii=False)) <= LONGEST_LABEL
+
+
 def check_deciders(config: SampleConfig, prompts: Sequence[Prompt]) -> None:
     """Raise `ConfigError` where no reward decides a prompt: its term is confined to other domains."""
-    for prompt in {prompt.domain: prompt for prompt in prompts}.values():
+    kinds = {(prompt.domain, bool((prompt.answer or "").strip())): prompt for prompt in prompts}  # what `decider` looks at
+    for (_, answered), prompt in kinds.items():
         term = decider(config, prompt)
         if term not in terms_of(config, prompt):
-            raise ConfigError(f"prompts of domain '{prompt.domain}' are decided by reward.terms.{term}, which does not apply to that domain "
+            raise ConfigError(f"prompts of domain '{prompt.domain}' with{'' if answered else 'out'} a reference answer are decided by "
+                              f"reward.terms.{term}, which does not apply to that domain "
                               f"(domains={config.reward.terms[term].domains}); add the domain there, or name it in judge_domains with a `judge` for it")

@@ -15,12 +15,13 @@ from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, nearest
 from r1mega.hookspecs import Register, Task
 from r1mega.recipe.context import StageContext
-from r1mega.rewards.schedule import check_covered
+from r1mega.rewards.schedule import check_covered, check_measurable
 from r1mega.rewards.scorers import ModelTerms, build_scorers, split_terms
 from r1mega.rollout.curriculum import PromptStream, StepWindow, TokenCap, changes, check_caps
 from r1mega.rollout.evaluate import evaluate
 from r1mega.rollout.monitor import MonitorConfig
 from r1mega.rollout.samples import write_samples
+from r1mega.split import bare_question, text_id
 from r1mega.types import EncodedPrompt, Prompt
 
 from ._learner import Learner
@@ -149,6 +150,7 @@ class RL:
         longest = max([sampling.max_tokens, *(cap.max_tokens for cap in config.max_tokens_schedule)])
         train = encode_prompts(_training_prompts(task, context.inputs.get("prompts")), "train", config, tokenizer, longest)
         self._held_out = encode_split(task, "test", config, tokenizer, longest, config.evaluation.max_problems)
+        check_measurable(config.reward.terms, [encoded.prompt for encoded in (*train, *self._held_out)])
         terms = TrainingTerms(config.moe_aux_loss_coeff, config.moe_router_bias_update_rate, config.mtp_loss_scaling_factor, mtp_detach=True)
         models = {name: context.inputs[name] for name in REWARD_MODELS if name in context.inputs}
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=config.steps, terms=terms,
@@ -188,9 +190,9 @@ def _training_prompts(task: Task, folder: Path | None) -> list[Prompt]:
     prompts = list(task.prompts("train"))
     if folder is None:
         return prompts
-    held_out = {(prompt.id, prompt.question) for prompt in task.prompts("test")}
+    held_out = {text_id(bare_question(prompt)) for prompt in task.prompts("test")}
     more = read_prompts(folder)
-    if leaked := [prompt.id for prompt in more if (prompt.id, prompt.question) in held_out]:
+    if leaked := [prompt.id for prompt in more if text_id(bare_question(prompt)) in held_out]:
         raise ConfigError(f"input 'prompts': {len(leaked)} of its prompts are held-out problems of the task, the first is '{leaked[0]}'; "
                           "connect a set without them")
     return prompts + more

@@ -6,6 +6,7 @@ run continues, and a sample depends on seed, round and prompt alone, so that any
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,20 @@ from r1mega.data.card import Tallies, Tally, merge
 from r1mega.data.decontaminate import Decontaminator, EvaluationFile, EvaluationText, file_texts, prompt_texts
 from r1mega.data.dedup import DedupConfig
 from r1mega.data.filters import FilterConfig
+from r1mega.data.language import check_languages
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, DataError, nearest
 from r1mega.hookspecs import Register, Task
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
+from r1mega.rewards.schedule import check_measurable
+from r1mega.split import bare_question, stable_fraction
 from r1mega.types import Prompt
 
 from ._harvest import Harvest, merged, write_shard
-from ._sampler import Sampler
-from ._setup import Reporter, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+from ._sampler import Sampler, check_deciders
+from ._setup import Reporter, encode_prompts, load_tokenizer, make_generator, make_policy, make_task, sampling_of
 
 EVALUATIONS = ("evaluation", *(f"evaluation_{number}" for number in range(2, 9)))  # inputs
 
@@ -49,7 +53,7 @@ class SampleConfig(StageCommon):
     samples_per_round: int = 4  # per prompt
     wanted_per_prompt: int = 1
     max_rounds: int = 4  # a prompt is sampled until it has what is wanted, or so often
-    max_prompts: int = 0  # 0: all
+    max_prompts: int = 0  # 0: all; else so many, chosen by the hash of their ids, in their order
     prompts_per_unit: int = 64  # what is generated, scored and banked at once; per replica
     metric: str = "accuracy"  # the reward term that says whether a sample is correct
     threshold: float = 1.0  # the term's value from which it is
@@ -81,7 +85,7 @@ class SampleConfig(StageCommon):
 class Sample:
     """Samples a checkpoint and keeps what is correct, readable, new and not in any evaluation set."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(EVALUATIONS, "PromptSet?")}
     outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "report": "Report"}
 
@@ -109,7 +113,8 @@ class Sample:
         contaminated = sum(ranks.gather_replicas(sampler.contaminated), Counter[str]()) + self._contaminated
         ranks.barrier()  # all shards are there
         if context.rank == 0:
-            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies)
+            about = {encoded.prompt.id: encoded.prompt.metadata for encoded in sampler.prompts}
+            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies, about)
             harvest.rewrite()
             harvest.drop_repeats()
             harvest.write(contaminated, sampler.checkpoint)
@@ -127,7 +132,8 @@ class Sample:
         evaluations = self._evaluations(context, task)
         prompts = self._clean(read_prompts(context.inputs["prompts"]) if "prompts" in context.inputs else task.prompts("train"), evaluations)
         sampling = sampling_of(config.rollout, tokenizer)
-        encoded = encode_split(_Given(prompts), "train", config, tokenizer, sampling.max_tokens, config.max_prompts)
+        encoded = encode_prompts(fair_share(prompts, config.max_prompts, config.seed), "train", config, tokenizer, sampling.max_tokens)
+        check_prompts(config, [each.prompt for each in encoded])
         policy = make_policy(config, tokenizer, optimizer=None)
         artifact.load_artifact(policy, source)
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
@@ -152,7 +158,7 @@ class Sample:
         self._contaminated: Counter[str] = Counter()
         kept = []
         for prompt in prompts:
-            if found := evaluations.find(prompt.question):
+            if found := evaluations.find(bare_question(prompt)):
                 self._contaminated[found] += 1
                 self._prompt_drops.setdefault(prompt.domain, Tally()).drops["prompt_contaminated"] += 1
             else:
@@ -163,15 +169,21 @@ class Sample:
         return kept
 
 
-@dataclass(frozen=True)
-class _Given:
-    """Prompts as a task."""
+def fair_share(prompts: Sequence[Prompt], most: int, seed: int) -> Sequence[Prompt]:
+    """At most `most` of the prompts (0: all), in their order. The hash of their ids chooses: the first rows of a file may all be of one domain."""
+    if not most or len(prompts) <= most:
+        return prompts
+    fractions = [stable_fraction(f"sampled: {prompt.id}", seed) for prompt in prompts]
+    chosen = heapq.nsmallest(most, range(len(prompts)), key=lambda index: (fractions[index], index))
+    return [prompts[index] for index in sorted(chosen)]
 
-    given: Sequence[Prompt]
-    version: ClassVar[str] = "1"
 
-    def prompts(self, split: str) -> Sequence[Prompt]:  # noqa: ARG002
-        return self.given
+def check_prompts(config: SampleConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise `ConfigError` for prompts that no reward decides, or whose language cannot be measured where it has to be."""
+    check_deciders(config, prompts)
+    if config.filters.min_language_share:
+        check_languages(prompts, "filters.min_language_share")
+    check_measurable(config.reward.terms, prompts)
 
 
 def digest_of(artifact: Path) -> str:

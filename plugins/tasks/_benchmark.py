@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from r1mega.errors import ConfigError, DataError, nearest
-from r1mega.split import Split, given_split
+from r1mega.split import BARE_QUESTION, Split, bare_question, given_split
 from r1mega.types import Prompt
 
 from ._rows import BadRowError, PromptsTask, collect_prompts
@@ -88,8 +88,10 @@ class BenchmarkTask(PromptsTask):
 
     def _instructed(self, prompt: Prompt) -> Prompt:
         """With the instruction; the id stays that of the bare problem, so that zero-shot and few-shot runs can be compared problem by problem."""
-        question = f"{prompt.question}\n\n{self.config.instruction}" if self.config.instruction else prompt.question
-        return replace(prompt, question=question, task=self.name)
+        if not self.config.instruction:
+            return replace(prompt, task=self.name)
+        return replace(prompt, question=f"{prompt.question}\n\n{self.config.instruction}", task=self.name,
+                       metadata={**prompt.metadata, BARE_QUESTION: bare_question(prompt)})
 
     def _after_examples(self, split: Split) -> tuple[Prompt, ...]:
         shots = self.config.shots

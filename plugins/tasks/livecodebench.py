@@ -11,7 +11,7 @@ from r1mega import hookimpl
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
 from r1mega.rewards.solutions import TestsError, read_tests
-from r1mega.split import Split, text_id
+from r1mega.split import BARE_QUESTION, Split, text_id
 from r1mega.types import Prompt
 
 from ._benchmark import BenchmarkConfig, BenchmarkTask, json_of, text_of
@@ -64,7 +64,7 @@ def _within(date: str, config: LiveCodeBenchConfig) -> bool:
 def _prompt(row: Mapping[str, Any], config: LiveCodeBenchConfig) -> Prompt:
     content = text_of(row, "question_content")
     about = json_of(row, "metadata", dict, "an object") if row.get("metadata") else {}
-    metadata: dict[str, Any] = {"function": about.get("func_name") or ""}
+    metadata: dict[str, Any] = {"function": about.get("func_name") or "", BARE_QUESTION: content}
     count = 0
     for name in ("public_test_cases", "private_test_cases"):
         stored = row.get(name) or "[]"

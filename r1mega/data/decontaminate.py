@@ -18,6 +18,7 @@ from r1mega.data.dedup import text_digest
 from r1mega.data.language import content_words
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, DataError
+from r1mega.split import bare_question
 from r1mega.types import Prompt
 
 
@@ -89,9 +90,9 @@ class Decontaminator:
 
 
 def prompt_texts(name: str, prompts: Iterable[Prompt]) -> Iterator[EvaluationText]:
-    """A set of problems as evaluation texts."""
+    """A set of problems as evaluation texts: as the data states them, since an instruction after every question is no part of any."""
     for prompt in prompts:
-        yield EvaluationText(f"{name}/{prompt.id}", prompt.question, prompt.answer or "")
+        yield EvaluationText(f"{name}/{prompt.id}", bare_question(prompt), prompt.answer or "")
 
 
 def file_texts(files: Mapping[str, EvaluationFile]) -> Iterator[EvaluationText]:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from r1mega.errors import ConfigError, nearest
+from r1mega.types import Prompt
 
 LATIN = "latin"  # words in Latin letters whose language nothing tells
 
@@ -151,6 +152,22 @@ def language_share(text: str, target: str, *, detector: LanguageDetector = DEFAU
         return without_words
     found = counts.get(target, 0) + (counts.get(LATIN, 0) if target not in SCRIPT_LANGUAGES.values() else 0)
     return found / total
+
+
+def check_languages(prompts: Iterable[Prompt], measure: str, *, detector: LanguageDetector = DEFAULT) -> None:
+    """Raise `ConfigError` for prompts in languages that `detector` does not know, before anything is spent on them.
+
+    `measure` is the setting that would ask for the share of their language.
+    """
+    known = frozenset(detector.languages)
+    unknown: dict[str, list[str]] = {}
+    for prompt in prompts:
+        if prompt.language not in known:
+            unknown.setdefault(prompt.language, []).append(prompt.id)
+    if unknown:
+        found = ", ".join(f"'{language}' ({len(ids)} prompts, the first is '{ids[0]}')" for language, ids in sorted(unknown.items()))
+        raise ConfigError(f"{measure} cannot measure the language of all prompts: {found}; {type(detector).__name__} knows "
+                          f"{', '.join(sorted(known))}. Correct the prompts' `language`, leave them out, or switch {measure} off")
 
 
 def word_shares(text: str, *, detector: LanguageDetector = DEFAULT) -> dict[str, float]:

@@ -7,10 +7,12 @@ their terms, and so their rewards can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from r1mega.config import RewardTerm
+from r1mega.data.language import check_languages
 from r1mega.errors import ConfigError
+from r1mega.types import Prompt
 
 
 def within(step: int, from_step: int, until_step: int | None) -> bool:
@@ -33,3 +35,10 @@ def check_covered(terms: Mapping[str, RewardTerm], domains: Collection[str], ste
         if not applicable(terms, domain, step):
             raise ConfigError(f"reward.terms: at step {step} prompts of domain '{domain}' are drawn but no term applies to them; add the domain to a "
                               f"term's `domains`, widen its from_step/until_step, or draw the domain at other steps (prompt_schedule.{domain})")
+
+
+def check_measurable(terms: Mapping[str, RewardTerm], prompts: Sequence[Prompt]) -> None:
+    """Raise `ConfigError` for prompts whose language a language-consistency term that counts for them does not know."""
+    for name, term in terms.items():
+        if term.name == "language_consistency":
+            check_languages((prompt for prompt in prompts if name in applicable(terms, prompt.domain)), f"reward.terms.{name}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from r1mega_plugins.stages.rl import _training_prompts
 from r1mega_plugins.tasks.choice import Choice, ChoiceConfig, shuffled
 from r1mega_plugins.tasks.conversations import Conversations, ConversationsConfig
 from r1mega_plugins.tasks.function_calls import FunctionCalls, FunctionCallsConfig
@@ -21,8 +22,11 @@ from r1mega_plugins.tasks.livecodebench import LiveCodeBench, LiveCodeBenchConfi
 from r1mega_plugins.tasks.math_benchmark import MathBenchmark, MathBenchmarkConfig
 from r1mega_plugins.tasks.refusals import Refusals, RefusalsConfig
 
+from r1mega.data.decontaminate import Decontaminator, prompt_texts
+from r1mega.data.records import read_prompts, write_prompts
 from r1mega.errors import ConfigError, DataError
 from r1mega.rollout.prompts import render_prompt
+from r1mega.split import bare_question
 from r1mega.types import Prompt
 
 GPQA = {"Question": "Which is a gas?", "Correct Answer": "neon", "Incorrect Answer 1": "iron", "Incorrect Answer 2": "gold", "Incorrect Answer 3": "tin",
@@ -62,6 +66,31 @@ def test_aime(tmp_path: Path) -> None:
             MathBenchmark(MathBenchmarkConfig(path=path, answers="integer"))
 
 
+def test_decontamination_knows_the_question_without_its_instruction(tmp_path: Path) -> None:
+    """Short questions match as they are asked elsewhere; ten words of an instruction are evidence of nothing."""
+    told = "Reason step by step and put the final answer within a box at the end of it."
+    path = jsonl(tmp_path / "aime.jsonl", {"problem": "What is 3+5?", "answer": "8"})
+    prompts = MathBenchmark(MathBenchmarkConfig(path=path, answers="integer", instruction=told)).prompts("test")
+    assert bare_question(prompts[0]) == "What is 3+5?"
+    index = Decontaminator(prompt_texts("aime", prompts))
+    assert index.find("What is 3+5?") == f"aime/{prompts[0].id}"
+    assert index.find(f"What is 4+9?\n\n{told}") is None
+    code = LiveCodeBench(LiveCodeBenchConfig(path=jsonl(tmp_path / "lcb.jsonl", LCB), instruction=told)).prompts("test")
+    assert bare_question(code[0]) == "Add two numbers.", "what the task itself adds is not the problem's either"
+    write_prompts(tmp_path / "set", [*prompts, *code])
+    assert [bare_question(prompt) for prompt in read_prompts(tmp_path / "set")] == ["What is 3+5?", "Add two numbers."]
+
+
+def test_held_out_problems_are_refused_whatever_instruction_they_carry(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "aime.jsonl", {"problem": "What is 3+5?", "answer": "8"})
+    task = MathBenchmark(MathBenchmarkConfig(path=path, answers="integer", instruction="Box it."))
+    write_prompts(tmp_path / "other", [Prompt("x", "What is 4+9?", "13")])
+    assert [prompt.id for prompt in _training_prompts(task, tmp_path / "other")] == ["x"]
+    write_prompts(tmp_path / "leaked", [Prompt("x", "What is 4+9?", "13"), Prompt("mine", "what is  3+5?", "8")])
+    with pytest.raises(ConfigError, match="1 of its prompts are held-out problems of the task, the first is 'mine'"):
+        _training_prompts(task, tmp_path / "leaked")
+
+
 def test_math_500_from_parquet_keeps_latex_and_subject(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -94,7 +123,7 @@ def test_gpqa_options_are_shuffled_by_the_problem_alone(tmp_path: Path) -> None:
     assert {p.id: p.question for p in there.prompts("test")} == {p.id: p.question for p in back.prompts("test")}
     for prompt in there.prompts("test"):
         assert f"{prompt.answer}) neon" in prompt.question.splitlines()
-        assert prompt.metadata == {"options": 4, "subject": "Chemistry"}
+        assert (prompt.metadata["options"], prompt.metadata["subject"]) == (4, "Chemistry")
     assert len(Counter(prompt.answer for prompt in there.prompts("test"))) == 4, "the right option stands at every place"
     assert sorted(shuffled(5, "x")) == [0, 1, 2, 3, 4]
 

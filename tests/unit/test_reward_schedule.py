@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from r1mega_plugins.rewards.language_consistency import LanguageConsistency, LanguageConsistencyConfig
 from r1mega_plugins.stages.rl import RLConfig
 
+from r1mega.compose_hydra import conf_folder
 from r1mega.config import RewardConfig, RewardTerm
 from r1mega.errors import ConfigError, PluginError, RewardError
 from r1mega.rewards.build import build_reward
@@ -23,7 +26,7 @@ from r1mega.rollout.curriculum import PromptStream, StepWindow, TokenCap, change
 from r1mega.rollout.metrics_eval import problem_result, summarise
 from r1mega.rollout.prompts import stream_indices
 from r1mega.rollout.statistics import rollout_means, rollout_sums
-from r1mega.types import Completion, EncodedPrompt, GenerationRequest, Prompt, RolloutGroup, SamplingParams, ScoredGroup
+from r1mega.types import Completion, EncodedPrompt, GenerationRequest, Prompt, RewardSample, RolloutGroup, SamplingParams, ScoredGroup
 
 TERMS = {
     "accuracy": RewardTerm("accuracy", domains=["math"]),
@@ -59,6 +62,19 @@ def test_preference_terms_in_the_last_400_of_1700_steps() -> None:
     """R1_RECIPE 2.5."""
     counting = [step for step in range(1700) if applicable({"helpful": HELPFUL}, "helpful", step)]
     assert (len(counting), counting[0], counting[-1]) == (400, 1300, 1699)
+
+
+def test_all_scenario_rewards_cover_every_domain_and_ask_models_what_they_learned() -> None:
+    rewards = conf_folder() / "reward"
+    tiny = yaml.safe_load((rewards / "r1_tiny.yaml").read_text())["terms"]
+    terms = {name: RewardTerm(term["name"], domains=term.get("domains", [])) for name, term in tiny.items()}
+    check_covered(terms, ["math", "logic", "code", "general", "helpful", "safety"], 0)
+    assert applicable(terms, "general") == ("format",)
+    assert applicable(terms, "helpful") == ("format", "helpful")
+    settings = yaml.safe_load((rewards / "r1_all_scenario.yaml").read_text())["terms"]
+    assert settings["format"]["settings"]["empty_reasoning"], "no reasoning is allowed here"
+    assert LanguageConsistency(LanguageConsistencyConfig(**settings["language_consistency"]["settings"])).score(
+        [RewardSample("Hi!", "<think></think>Hello!")])[0].value == 1.0, "and so it costs nothing"
 
 
 def test_a_domain_without_a_reward_is_refused() -> None:
