@@ -88,16 +88,6 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """How completions are drawn."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 32768
-    stop: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class RewardTerm:
     """One reward of the sum: which plugin, its settings, and how it counts."""
 

@@ -24,6 +24,7 @@ from r1mega.rollout.curriculum import PromptStream, max_tokens_at
 from r1mega.rollout.experience import Sample, build_samples, split_minibatches, weigh
 from r1mega.rollout.ledger import Ledger
 from r1mega.rollout.packing import plan
+from r1mega.rollout.passes import over_sequences
 from r1mega.rollout.samples import write_samples
 from r1mega.rollout.statistics import rollout_means, rollout_sums
 from r1mega.types import Prompt, SamplingParams, ScoredGroup
@@ -240,22 +241,12 @@ class Learner:
 
     def _sequence_logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray | None]:
         """Log-probs [L] of each of this replica's sequences under the weights in place; None for one that does not contribute."""
-        from r1mega.rollout.batching import make_microbatch, unpack
+        from r1mega.rollout.batching import unpack
 
-        found: list[np.ndarray | None] = [None] * len(samples)
-        wanted = [index for index, sample in enumerate(samples) if sample.contributes]
-        lengths = [len(samples[index].sequence) for index in wanted]
-        packed = plan(lengths, None, self.config.micro_batch_tokens, 1).microbatches[0] if lengths else ()
-        members = [[wanted[place] for place in places] for places in packed]
-        count = int(self.policy.ranks.max_over_ranks(len(members)))
-        if not count:
-            return found
-        batches = [make_microbatch([samples[index].sequence for index in indices], self.policy.pad_multiple) for indices in members]
-        batches += [make_microbatch([], self.policy.pad_multiple) for _ in range(count - len(members))]
-        for batch, indices, (logprobs, _) in zip(batches, members, self.policy.logprobs(batches), strict=False):
-            for index, values in zip(indices, unpack(logprobs, batch), strict=True):
-                found[index] = values
-        return found
+        wanted = [sample.sequence for sample in samples if sample.contributes]
+        values = iter(over_sequences(self.policy, wanted, self.config.micro_batch_tokens, self.policy.logprobs,
+                                     lambda rows, batch: unpack(rows[0], batch)))
+        return [next(values) if sample.contributes else None for sample in samples]
 
     def update(self, minibatch: Sequence[Sample]) -> dict[str, float]:
         """One policy update on all replicas' parts of a minibatch; its metrics."""

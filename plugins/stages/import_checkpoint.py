@@ -16,6 +16,8 @@ from r1mega.hookspecs import Register
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 
+from ._publish import publish
+
 NEEDED = ("architecture.json", "checksums.json", "content.sha256", "tokenizer")
 
 
@@ -46,15 +48,7 @@ class Import:
             return {}
         source = Path(self.config.path).resolve()
         bytes_read = _check(source)
-        target = context.output("checkpoint")
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, temporary, copy_function=_link_or_copy)
-        context.check_epoch()
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        files.sync(target.parent)
+        publish(context, "checkpoint", lambda folder: shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True))
         return {"bytes": bytes_read, "from": str(source)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class BenchmarkConfig:
             raise ConfigError(f"task.max_prompts must be at least 1 or null, got {self.max_prompts}")
 
 
-class BenchmarkTask(PromptsTask):
+class BenchmarkTask(PromptsTask, ABC):
     """A benchmark's problems: the split "test" is what is measured, "train" the solved examples, if any. A benchmark says what a row is.
 
     With `shots`, the first that many training problems come before every question as earlier turns (`metadata["messages"]`), the same for all.
@@ -61,9 +62,9 @@ class BenchmarkTask(PromptsTask):
         """The problems of a side; "train" is empty where there are no solved examples: an RL stage may measure on a benchmark that it cannot train on."""
         return () if split == "train" and not self.split.train else super().prompts(split)
 
+    @abstractmethod
     def prompt(self, row: Mapping[str, Any]) -> Prompt:
         """A row as a prompt. Raises `BadRowError`."""
-        raise NotImplementedError
 
     def example(self, prompt: Prompt) -> str | None:  # noqa: ARG002 (for those who have an answer to show)
         """The reply shown with a solved example; None where the data has none."""

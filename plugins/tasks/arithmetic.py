@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from r1mega import hookimpl
+from r1mega.data.world import documents
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
 from r1mega.split import Split, split_of, stable_fraction
@@ -120,7 +121,7 @@ def _response(problem: Problem, config: ArithmeticConfig, generator: random.Rand
     if wrong and not chain_error:
         answer = _near_miss(answer, generator)
     malformed = generator.random() < config.malformed_rate
-    return _malform(thought, answer, generator) if malformed else f"<think>{thought}</think><answer>{answer}</answer>"
+    return documents.malformed(thought, str(answer), generator) if malformed else f"<think>{thought}</think><answer>{answer}</answer>"
 
 
 def _columns(problem: Problem) -> list[Column]:
@@ -179,19 +180,6 @@ def _near_miss(answer: int, generator: random.Random) -> int:
             candidate = int(digits[:place] + generator.choice("0123456789") + digits[place + 1:])
         if candidate >= 0 and candidate != answer:
             return candidate
-
-
-def _malform(thought: str, answer: int, generator: random.Random) -> str:
-    """A response in one of the ways small models break the format; the answer stays readable for a person in all of them."""
-    return generator.choice((
-        f"{thought} {answer}",
-        f"<think>{thought}</think>{answer}",
-        f"<think>{thought}<answer>{answer}</answer>",
-        f"{thought}<answer>{answer}</answer>",
-        f"<think>{thought}</think><answer>{answer}",
-        f"<answer>{answer}</answer><think>{thought}</think>",
-        f"<think>{thought}</think><answer>{answer}</answer><answer>{answer}</answer>",
-    ))
 
 
 @hookimpl

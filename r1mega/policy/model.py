@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
@@ -145,8 +144,3 @@ def _recompute_packed(original: Callable[..., Any], forward: Callable[..., Any],
         return forward(**dict(zip(tensors, values, strict=False)), **named, **others)
 
     return original(run, **tensors)
-
-
-def is_last_stage(model: PolicyModel) -> bool:
-    """Whether this chunk computes the output."""
-    return bool(model.post_process) and parallel_state.is_pipeline_last_stage(ignore_virtual=True)

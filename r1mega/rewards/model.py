@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +14,15 @@ from r1mega.config import TemplateConfig
 from r1mega.data.judged import SCOPES, Kind, judged_tokens
 from r1mega.errors import UserError
 from r1mega.recipe import files
-from r1mega.rollout.packing import plan
+from r1mega.rollout.passes import over_sequences
 from r1mega.types import Prompt, TrainSequence
 
 if TYPE_CHECKING:
+    import torch
+
     from r1mega.hookspecs import Tokenizer
     from r1mega.policy.policy import Policy
+    from r1mega.types import MicroBatch
 
 CARD = "reward.json"
 
@@ -76,17 +79,9 @@ class RewardModelScorer:
 
 def last_values(policy: Policy, tokens: Sequence[np.ndarray], micro_batch_tokens: int) -> list[float]:
     """The scalar head's value at the last token of each of this replica's sequences (int64 [L]). A collective over all replicas."""
-    from r1mega.rollout.batching import make_microbatch
+    def at_ends(values: torch.Tensor, batch: MicroBatch) -> list[float]:
+        found: list[float] = values.numpy()[np.cumsum(batch.lengths)[: batch.num_sequences] - 1].tolist()
+        return found
 
-    lengths = [len(row) for row in tokens]
-    members = plan(lengths, None, max(micro_batch_tokens, *lengths), 1).microbatches[0] if lengths else ()
-    count = int(policy.ranks.max_over_ranks(len(members)))
     sequences = [TrainSequence(str(index), row, np.zeros(len(row), np.float32)) for index, row in enumerate(tokens)]
-    batches = [make_microbatch([sequences[i] for i in m], policy.pad_multiple) for m in members]
-    batches += [make_microbatch([], policy.pad_multiple) for _ in range(count - len(members))]
-    found: list[Any] = [None] * len(tokens)
-    for batch, indices, values in zip(batches, members, policy.values(batches) if count else (), strict=False):
-        ends = np.cumsum(batch.lengths)[: batch.num_sequences] - 1
-        for index, value in zip(indices, values.numpy()[ends].tolist(), strict=True):
-            found[index] = value
-    return found
+    return over_sequences(policy, sequences, micro_batch_tokens, policy.values, at_ends)

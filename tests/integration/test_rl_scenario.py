@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-PLUGIN = Path(__file__).parent / "scenario_distribution"
+PLUGINS = tuple(Path(__file__).parent / name for name in ("scenario_distribution", "kill_distribution"))
 
 
 def run(folder: Path, *arguments: str, code: int = 0, kill: str = "") -> str:
-    path = os.pathsep.join(filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (*map(str, PLUGINS), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "R1MEGA_TEST_KILL": kill}
     command = [sys.executable, "-m", "r1mega", "run", "recipe=scenario", f"output_dir={folder}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)

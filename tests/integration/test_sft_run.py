@@ -16,12 +16,12 @@ from r1mega.data.chat import split_response
 from r1mega.data.records import SampleRecord, write_samples
 
 pytestmark = pytest.mark.timeout(300)
-PLUGIN = Path(__file__).parent / "sample_distribution"
+PLUGINS = tuple(Path(__file__).parent / name for name in ("sample_distribution", "kill_distribution"))
 KILL_AT = 6
 
 
 def run(folder: Path, *arguments: str, kill: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "OMP_NUM_THREADS": "1", "R1MEGA_TEST_KILL": kill}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PLUGINS)), "OMP_NUM_THREADS": "1", "R1MEGA_TEST_KILL": kill}
     command = [sys.executable, "-m", "r1mega", "run", "recipe=sft_test", f"output_dir={folder / 'run'}", f"stages.samples.path={folder / 'samples'}",
                f"stages.extra.path={folder / 'extra'}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)

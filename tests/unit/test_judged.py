@@ -25,7 +25,7 @@ class Characters:
         return "".join(map(chr, tokens))
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        (folder / "characters").touch()
 
 
 @pytest.mark.parametrize("kind", ["helpful", "safety"])

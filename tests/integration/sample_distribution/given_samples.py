@@ -1,13 +1,8 @@
-"""An installed outside plugin for the tests of `sft`: a stage that hands on a folder of samples as it is, and a kill at a chosen step.
-
-`R1MEGA_TEST_KILL=<stage>:<step>` kills rank 0 of that stage with SIGKILL right after that step, once per run folder.
-"""
+"""An installed outside plugin for the tests of `sft`: a stage that hands on a folder of samples as it is, and a list of starts."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,14 +45,6 @@ def register_stages(register: Register) -> None:
 @hookimpl
 def config_search_path() -> str:
     return "pkg://given_samples_conf"
-
-
-@hookimpl
-def step_end(run_dir: Path, stage: str, step: int) -> None:
-    marker = run_dir / "killed"
-    if os.environ.get("R1MEGA_TEST_KILL") == f"{stage}:{step}" and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @hookimpl

@@ -1,12 +1,7 @@
-"""An installed outside plugin for the tests of `rl`: general prompts, a reward that is computed where the policy is, and a kill at a chosen step.
-
-`R1MEGA_TEST_KILL=<stage>:<step>` kills rank 0 of that stage with SIGKILL right after that step, once per run folder.
-"""
+"""An installed outside plugin for the tests of `rl`: general prompts, and a reward that is computed where the policy is."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,11 +69,3 @@ def register_rewards(register: Register) -> None:
 @hookimpl
 def config_search_path() -> str:
     return "pkg://scenario_conf"
-
-
-@hookimpl
-def step_end(run_dir: Path, stage: str, step: int) -> None:
-    marker = run_dir / "killed"
-    if os.environ.get("R1MEGA_TEST_KILL") == f"{stage}:{step}" and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
