@@ -177,8 +177,8 @@ def _diagnose(launch: Launch, failures: list[dict[str, Any]], starts: list[int])
         what = f"was killed by signal {-code} ({name}{hint})"
     else:
         what = f"failed: {error['kind']}: {error['message']}" if error else f"ended with exit status {code}"
-    last = _last_line(launch.log(rank), starts[rank])
-    tail = f"; its last words: {last}" if last and not error else ""
+    last = "" if error or code == -signal.SIGKILL else _last_line(launch.log(rank), starts[rank])  # nobody is told of SIGKILL and says why
+    tail = f"; its last words: {last}" if last else ""
     return StageFailed(f"stage '{launch.name}': rank {rank} of {launch.world_size} {what}{tail}. Log: {launch.log(rank)}")
 
 

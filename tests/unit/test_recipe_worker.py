@@ -88,6 +88,7 @@ def test_blame(tmp_path: Path, failures: list[dict[str, Any]], kind: type[Except
     error = launcher._diagnose(launch, failures, starts)
     assert type(error) is kind
     assert said in str(error)
+    assert "SIGKILL" not in said or "last words" not in str(error), "whatever stood last in the log has nothing to do with the kill"
 
 
 def test_ports() -> None:
