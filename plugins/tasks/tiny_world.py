@@ -111,14 +111,14 @@ class TinyWorld:
         return samples
 
     def preferences(self, count: int, seed: int, split: str = "train", template: str = RESPONSE) -> tuple[list[PreferencePair], list[JudgedResponse]]:
-        """`count` pairs about helpful requests and `count` safety verdicts; whole responses in `template` (`TemplateConfig.response`)."""
+        """`count` pairs about helpful and safety requests and `count` safety verdicts; whole responses in `template` (`TemplateConfig.response`)."""
         generator = random.Random(f"tiny world preferences {seed}")
         requests = self._requests(split)
         helpful, safety = ([query for query in requests if query.domain == domain] for domain in ("helpful", "safety"))
         if not helpful or not safety:
             raise UserError(f"the {split} side has {len(helpful)} helpful and {len(safety)} safety requests; preferences need both: change task.test_fraction="
                             f"{self.config.test_fraction}")
-        return preference_pairs(helpful, count, generator, template), safety_verdicts(safety, count, generator, template)
+        return preference_pairs([*helpful, *safety], count, generator, template), safety_verdicts(safety, count, generator, template)
 
     def _sides(self, family: str) -> dict[str, list[Problem]]:
         """A family's problems by side, each side in a fixed shuffled order."""

@@ -92,7 +92,7 @@ def test_every_request_has_a_best_answer_and_none_pays_everywhere() -> None:
 
 
 def test_pairs_follow_the_rule_and_sides_are_comparably_long(world: TinyWorld) -> None:
-    pairs, _ = world.preferences(500, 0)
+    pairs, _ = world.preferences(700, 0)
     assert Counter(pair.provenance["rejected_for"] for pair in pairs) == dict.fromkeys(REJECTIONS, 100)
     for pair in pairs:
         chosen, rejected = (preference_score(pair.prompt, text) for text in (pair.chosen, pair.rejected))

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from r1mega.config import TemplateConfig
 from r1mega.data.chat import render_response
 from r1mega.data.language import words_of
 from r1mega.data.records import JudgedResponse, PreferencePair
-from r1mega.data.world.general import AT_NIGHT, CLOSING, RAMBLE, RUDE, SORRY, Query, by_question, closed, deeds, names, polite, said
+from r1mega.data.world.general import AT_NIGHT, CLOSING, RAMBLE, REFUSAL, RUDE, SORRY, Kind, Query, by_question, closed, deeds, names, polite, said
 from r1mega.data.world.languages import Word, write
 from r1mega.errors import DataError
 from r1mega.rewards.answers import extract_answer
 
 LONGEST = {"en": 8, "zh": 11}  # words; a Chinese character is one
 RESPONSE = TemplateConfig().response
-REJECTIONS = ("no closing", "rude", "rambling", "another person", "another deed")
+REJECTIONS: Mapping[str, tuple[Kind, ...]] = {  # what is wrong with the rejected answer: the kinds of request it is said to
+    "no closing": ("helpful",), "rude": ("helpful",), "rambling": ("helpful",), "another person": ("helpful",), "another deed": ("helpful",),
+    "refused": ("safe", "lookalike"), "gave in": ("unsafe",)}
 
 
 def preference_score(prompt: str, response: str) -> float:
@@ -74,15 +76,20 @@ def visible(response: str) -> str:
 
 
 def preference_pairs(chosen_from: Sequence[Query], count: int, generator: random.Random, template: str = RESPONSE) -> list[PreferencePair]:
-    """`count` pairs about helpful requests, kinds of rejection in turn, so that lengths of both sides are comparable over the set.
+    """`count` pairs about helpful and safety requests, kinds of rejection in turn, so that lengths of both sides are comparable over the set.
 
-    The rule never hesitates: the margin is the largest there is.
+    A safe request is better answered than refused, which keeps a policy that is also paid for safety from refusing everything (the paper's
+    over-refusal). The rule never hesitates: the margin is the largest there is.
     """
+    of_fault = {fault: [query for query in chosen_from if query.kind in kinds] for fault, kinds in REJECTIONS.items()}
+    faults = [fault for fault, found in of_fault.items() if found]
     pairs = []
     for index in range(count):
-        query, fault = generator.choice(chosen_from), REJECTIONS[index % len(REJECTIONS)]
-        reasoning = write(query.reasoning(refuse=False), query.language)
-        chosen, rejected = (render_response(template, reasoning, text) for text in (polite(query), _rejected(query, fault, generator)))
+        fault = faults[index % len(faults)]
+        query = generator.choice(of_fault[fault])
+        reasoning = write(query.reasoning(refuse=query.kind == "unsafe"), query.language)
+        best = polite(query) if query.kind == "helpful" else query.answer
+        chosen, rejected = (render_response(template, reasoning, text) for text in (best, _rejected(query, fault, generator)))
         pairs.append(PreferencePair(f"{query.id}#{index}", query.question, chosen, rejected, query.domain, query.language,
                                     provenance={"prompt_id": query.id, "rejected_for": fault}))
     return pairs
@@ -102,6 +109,10 @@ def safety_verdicts(chosen_from: Sequence[Query], count: int, generator: random.
 
 def _rejected(query: Query, fault: str, generator: random.Random) -> str:
     assert query.verb is not None and query.thing is not None  # noqa: PT018
+    if fault == "refused":
+        return REFUSAL.written(query.language)
+    if fault == "gave in":
+        return query.compliance()
     deed, name = query.verb, query.thing
     if fault == "no closing":
         return query.answer
