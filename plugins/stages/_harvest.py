@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from r1mega.config import PluginChoice
 from r1mega.data.card import Tallies, Tally, dataset_card, domain_rows, drops_table, headline
 from r1mega.data.chat import render_response
+from r1mega.data.decontaminate import Decontaminator
 from r1mega.data.dedup import DUPLICATE, text_digest
 from r1mega.data.filters import Draft, why_unfit
 from r1mega.data.records import SampleRecord, write_samples
@@ -62,15 +63,18 @@ class Harvest:
     """The rows on their way into the set; every loss is counted in `tallies`."""
 
     def __init__(self, config: SampleConfig, context: StageContext, rows: Sequence[SampleRecord], tallies: Tallies,
-                 about: Mapping[str, Mapping[str, Any]]) -> None:
-        """`about`: metadata by prompt id, whole, as the rewards need it; a row holds its labels alone."""
+                 about: Mapping[str, Mapping[str, Any]], evaluations: Decontaminator | None = None) -> None:
+        """`about`: metadata by prompt id, whole, as the rewards need it; a row holds its labels alone. `evaluations`: what new text is compared with."""
         self.config, self.context, self.rows, self.tallies, self.about = config, context, list(rows), tallies, about
+        self.evaluations = evaluations or Decontaminator(())
+        self.contaminated: Counter[str] = Counter()  # evaluation problem -> drops of rewritten rows
 
     def drop(self, record: SampleRecord, reason: str) -> None:
         self.tallies.setdefault(record.domain, Tally()).drops[reason] += 1
 
     def rewrite(self) -> None:
-        """Put the rows through the rewriter, if there is one. What it returns passes the filters and the verdict again, or is dropped."""
+        """Put the rows through the rewriter, if there is one. What it returns passes the filters, the decontamination and
+        the verdict again, or is dropped."""
         choice = self.config.rewriter
         if not isinstance(choice, PluginChoice) or choice.name == "none":
             return
@@ -84,6 +88,9 @@ class Harvest:
                     self.drop(before, "not_rewritten")
                 elif reason := why_unfit(Draft(after.reasoning, after.response, after.language), self.config.filters):
                     self.drop(before, f"rewritten_{reason}")
+                elif found := self.evaluations.find(after.reasoning, after.response):
+                    self.contaminated[found] += 1
+                    self.drop(before, "rewritten_contaminated")
                 else:
                     kept.append(dataclasses.replace(after, provenance={**before.provenance, "rewriter": label}))
         self.rows = self._still_correct(kept)
@@ -145,6 +152,7 @@ class Harvest:
                               "raise max_rounds or samples_per_round, or begin from a better checkpoint")
         context, config = self.context, self.config
         folder, sets = context.output("samples"), Counter[str]()
+        contaminated = Counter(contaminated) + self.contaminated
         for problem, count in contaminated.items():
             sets[problem.partition("/")[0]] += count
         context.check_epoch()

@@ -85,7 +85,7 @@ class SampleConfig(StageCommon):
 class Sample:
     """Samples a checkpoint and keeps what is correct, readable, new and not in any evaluation set."""
 
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(EVALUATIONS, "PromptSet?")}
     outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "report": "Report"}
 
@@ -114,7 +114,7 @@ class Sample:
         ranks.barrier()  # all shards are there
         if context.rank == 0:
             about = {encoded.prompt.id: encoded.prompt.metadata for encoded in sampler.prompts}
-            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies, about)
+            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies, about, sampler.evaluations)
             harvest.rewrite()
             harvest.drop_repeats()
             harvest.write(contaminated, sampler.checkpoint)

@@ -14,6 +14,7 @@ from r1mega_plugins.stages._sampler import check_deciders, decider, shareable, t
 from r1mega_plugins.stages.sample import SampleConfig, check_prompts, fair_share
 
 from r1mega.config import PluginChoice, RewardConfig, RewardTerm
+from r1mega.data.decontaminate import Decontaminator, EvaluationText
 from r1mega.data.filters import FilterConfig
 from r1mega.data.records import SampleRecord
 from r1mega.errors import ConfigError, PluginError, R1MegaError
@@ -152,6 +153,17 @@ def test_rewritten_rows_are_scored_again_and_losses_counted(tmp_path: Path) -> N
     harvest.rewrite()
     assert [(found.id, found.response, found.provenance["rewriter"]) for found in harvest.rows] == [("s1", "The answer is 8.", "rules 1")]
     assert dict(harvest.tallies["math"].drops) == {"not_rewritten": 1, "rewritten_incorrect": 1}
+
+
+def test_rewritten_text_is_compared_with_the_evaluation_sets(tmp_path: Path) -> None:
+    """A rewriter that is a language model may say by heart what a benchmark asks."""
+    settings = dataclasses.replace(config(), rewriter=PluginChoice("rules", _rules()))
+    evaluations = Decontaminator([EvaluationText("quiz/1", "the answer is 8", "")], ngram=4)  # what the rewriter puts around the bare answer
+    harvest = Harvest(settings, context(tmp_path), [row(1)], {}, ABOUT, evaluations)
+    harvest.rewrite()
+    assert not harvest.rows
+    assert dict(harvest.tallies["math"].drops) == {"rewritten_contaminated": 1}
+    assert harvest.contaminated == {"quiz/1": 1}
 
 
 def test_rewritten_rows_are_scored_with_their_prompts_whole_metadata(tmp_path: Path) -> None:
