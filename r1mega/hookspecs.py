@@ -96,6 +96,9 @@ class ResponseScorer(Protocol):
     `score` is a collective: all ranks call it together, each with its own replica's responses (perhaps none) and the prompt of each, and gets a finite
     number for each response, in order. A response is the part of the completion that the term's `scope` names.
 
+    A scorer whose model has the policy's shape may also have `lengths(prompts, responses) -> list[int]`: the tokens that `score` reads of each, for the
+    count of FLOPs. It is no collective.
+
     Example: `tests/integration/scenario_distribution/scenario.py`.
     """
 
@@ -111,6 +114,9 @@ class Generator(Protocol):
     `generate` is a collective: every rank of the job calls it, each with its own replica's requests (ranks of one model-parallel group pass the
     same ones), and it returns when every rank is done. `on_finish` is called on each rank, the moment a completion is whole. The order of calls
     is not defined; the content of each completion is (it depends on the request and the weights alone).
+
+    A generator that asks a model behind a server has the attribute `served_model`, what the server calls it (no address): samples then name that model
+    as their maker instead of the stage's checkpoint.
 
     Example: `plugins/rollouts/megatron.py`.
     """
@@ -173,7 +179,9 @@ class Tokenizer(Protocol):
 
 
 class Rewriter(Protocol):
-    """Writes kept samples anew: another format, another style, the same answer. Built by `factory(config)` on rank 0 of a `sample` stage.
+    """Writes kept samples anew: another format, another style, the same answer. Built by `factory(config)` on the lead
+    of each replica of a `sample` stage, which hands it that replica's samples some hundred at a time: what becomes of a sample must not depend on the
+    others.
 
     `rewrite` returns one entry per sample, in order: the sample with other text, or None for one it cannot rewrite (it is dropped and counted). The
     id stays. Example: `plugins/rewriters/rules.py`.

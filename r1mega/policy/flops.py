@@ -10,7 +10,7 @@ model FLOPs of Megatron-LM (arXiv 2104.04473, appendix) and PaLM (arXiv 2204.023
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from r1mega.policy.architecture import Architecture
@@ -34,18 +34,6 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.tokens + other.tokens, self.pairs + other.pairs, self.outputs + other.outputs)
-
-    def __mul__(self, times: int) -> Work:
-        return Work(times * self.tokens, times * self.pairs, times * self.outputs)
-
-    def named(self, name: str) -> dict[str, float]:
-        """As sums to reduce over replicas; `taken` is the way back."""
-        return {f"{name}/{key}": value for key, value in asdict(self).items()}
-
-    @classmethod
-    def taken(cls, name: str, sums: dict[str, float]) -> Work:
-        """Remove this work from reduced `sums`."""
-        return cls(**{key: sums.pop(f"{name}/{key}") for key in ("tokens", "pairs", "outputs")})
 
 
 def sequences(lengths: Iterable[int]) -> Work:

@@ -14,7 +14,7 @@ from r1mega.errors import ConfigError, PluginError, RewardError, UserError
 from r1mega.hookspecs import ResponseScorer
 from r1mega.rewards.build import config_of, needs_scorer, opens_reasoning, part_of
 from r1mega.rewards.schedule import applicable
-from r1mega.types import ScoredGroup
+from r1mega.types import Prompt, ScoredGroup
 
 
 class Replica(Protocol):
@@ -73,15 +73,23 @@ class ModelTerms:
                 self._add_term(name, found, step)
         return found
 
+    def lengths(self, groups: Sequence[ScoredGroup], step: int) -> list[int]:
+        """Tokens of each sequence that the scorers' models read for `add`, of this replica; nothing for a scorer without `lengths`."""
+        found: list[int] = []
+        for name, term in self.terms.items():
+            of = getattr(self.scorers[name], "lengths", None)
+            if of is not None and self._open(name, step):
+                _, prompts, responses = _asked(name, term, groups, step)
+                found += of(prompts, responses)
+        return found
+
     def _open(self, name: str, step: int) -> bool:
         """Whether the term counts at `step` for any domain; the same on every replica, whatever prompts it holds."""
         return bool(applicable({name: replace(self.terms[name], domains=[])}, "", step))
 
     def _add_term(self, name: str, groups: list[ScoredGroup], step: int) -> None:
         term = self.terms[name]
-        places = [place for place, scored in enumerate(groups) if applicable({name: term}, scored.group.prompt.prompt.domain, step)]
-        responses = [response for place in places for response in _responses(groups[place], term)]
-        prompts = [groups[place].group.prompt.prompt for place in places for _ in groups[place].rewards]
+        places, prompts, responses = _asked(name, term, groups, step)
         values = [float(value) for value in self.replica.from_lead(self.scorers[name].score(prompts, responses))]
         if len(values) != len(responses) or not all(map(math.isfinite, values)):
             raise RewardError(f"reward '{name}': its scorer gave {len(values)} values for {len(responses)} responses, or one that is not finite")
@@ -89,6 +97,13 @@ class ModelTerms:
             size = len(groups[place].rewards)
             groups[place] = _with_part(groups[place], name, tuple(values[:size]), term.weight)
             del values[:size]
+
+
+def _asked(name: str, term: RewardTerm, groups: Sequence[ScoredGroup], step: int) -> tuple[list[int], list[Prompt], list[str]]:
+    """The places of the groups that a term applies to; the prompt and the response of each of their samples."""
+    places = [place for place, scored in enumerate(groups) if applicable({name: term}, scored.group.prompt.prompt.domain, step)]
+    prompts = [groups[place].group.prompt.prompt for place in places for _ in groups[place].rewards]
+    return places, prompts, [response for place in places for response in _responses(groups[place], term)]
 
 
 def _responses(scored: ScoredGroup, term: RewardTerm) -> list[str]:

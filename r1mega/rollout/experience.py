@@ -12,6 +12,14 @@ from r1mega.types import Completion, EncodedPrompt, ScoredGroup, TrainSequence
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """A replica's share of a rollout."""
+
+    groups: Sequence[ScoredGroup]
+    advantages: Sequence[np.ndarray]  # float32 [G] of each group; NaN where a sample gives no gradient
+
+
+@dataclass(frozen=True)
 class Sample:
     """One completion with its advantage; `contributes` is false where it gives no gradient but still counts in the denominator."""
 

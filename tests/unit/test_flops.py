@@ -117,4 +117,3 @@ def test_a_meter_tells_steps_and_goes_on_from_a_checkpoint() -> None:
     assert meter.step() == {"flops": 60.0, "flops_training": 60.0, "flops_inference": 0.0, "flops_generation": 0.0}
     assert resumed.metrics() == meter.metrics() == {
         "model_flops": 212.0, "flops_training": 90.0, "flops_inference": 11.0, "flops_generation": 111.0, "flops_evaluation": 10_000.0}
-    assert Work(1, 2, 3) + Work.taken("x", Work(1, 1, 1).named("x")) * 2 == Work(3, 4, 5)
