@@ -25,6 +25,10 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe=NAME, seed=N, output_dir=FOLDER, and settings of the stages")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
     parser.add_argument("--from", dest="from_", metavar="STAGE", help="run this stage and all that depends on it")
+    parser.add_argument("--rebuild", metavar="STAGE", action="append", default=[],
+                        help="make this stage again from the beginning, also if it is done; what was there is set aside (may be repeated)")
+    parser.add_argument("--rebuild-damaged", action="store_true",
+                        help="read all results; set aside those that differ from their manifest and make them again from their stage's checkpoints")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, with which settings, and run nothing")
     parser.add_argument("--cfg", action="store_true", help="print the resolved settings of every stage with where each came from")
     options = parser.parse_intermixed_args(argv)
@@ -32,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
 
     host = plugins.load()
     recipe = compose.compose_recipe(options.overrides, host)
-    for name in (options.only, options.from_):
+    for name in (options.only, options.from_, *options.rebuild):
         if name is not None and name not in recipe.nodes:
             raise UserError(f"recipe '{recipe.name}' has no stage '{name}'.{nearest(name, recipe.nodes)} Stages: {', '.join(recipe.nodes)}")
     if options.cfg:
@@ -41,8 +45,10 @@ def run(argv: Sequence[str]) -> int:
         print(show(recipe), end="")
         return 0
     from r1mega.recipe import runner
+    from r1mega.recipe.rebuild import Rebuild
 
-    return runner.run(recipe, host, only=options.only, from_=options.from_, dry_run=options.dry_run)
+    again = Rebuild(tuple(options.rebuild), options.rebuild_damaged)
+    return runner.run(recipe, host, only=options.only, from_=options.from_, again=again, dry_run=options.dry_run)
 
 
 def status(argv: Sequence[str]) -> int:
@@ -50,10 +56,12 @@ def status(argv: Sequence[str]) -> int:
     parser = _parser("status", status)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--verify", action="store_true", help="read the results of all done stages and compare them with their manifests; "
+                                                              "exit code 1 if one is damaged")
     options = parser.parse_args(argv)
     from r1mega.recipe import status as view
 
-    return view.show(options.run_dir, options.json)
+    return view.show(options.run_dir, options.json, verify=options.verify)
 
 
 def report(argv: Sequence[str]) -> int:

@@ -110,7 +110,7 @@ class Learner:
             return value
         value = compute()
         if self.context.rank == 0:
-            files.write_json(path, value)
+            files.write_json(path, value, self.context.check_epoch)
         return value
 
     def export(self) -> None:
@@ -118,11 +118,7 @@ class Learner:
         from r1mega.policy import artifact
 
         self.saver.finish()
-        folder = self.context.output("checkpoint")
-        artifact.export_artifact(self.policy, folder, before_rename=self.context.check_epoch)
-        if self.context.rank == 0:
-            self.seal(folder)
-        self.policy.ranks.barrier()
+        artifact.export_artifact(self.policy, self.context.output("checkpoint"), complete=self.seal, before_rename=self.context.check_epoch)
 
     # ------------------------------------------------------------------------------------------------------------------------- a rollout
 

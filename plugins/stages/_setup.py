@@ -13,6 +13,7 @@ from r1mega import plugins
 from r1mega.config import CheckpointConfig, PluginChoice, StageCommon
 from r1mega.errors import ConfigError
 from r1mega.observe.progress import StageProgress
+from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rollout.prompts import drop_too_long, encode_prompt
 from r1mega.types import EncodedPrompt, Prompt, SamplingParams
@@ -99,12 +100,13 @@ def encode_prompts(prompts: Sequence[Prompt], split: str, config: StageCommon, t
 
 
 def seal_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:
-    """Put the tokenizer into a checkpoint artifact and extend its content digest to it. One rank."""
+    """Put the tokenizer into a checkpoint artifact that is being written and extend its content digest to it. One rank (`export_artifact`'s
+    `complete`)."""
     tokenizer.save(folder / "tokenizer")
     digest = hashlib.sha256((folder / "content.sha256").read_bytes())
     for file in sorted((folder / "tokenizer").iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
-    (folder / "content.sha256").write_text(digest.hexdigest() + "\n")
+    files.write_text(folder / "content.sha256", digest.hexdigest() + "\n")
 
 
 @dataclass

@@ -68,9 +68,9 @@ class Evaluate:
         shown = policy.ranks.gather_replicas(sample_records(groups, config.samples_logged))
         if context.rank == 0:
             context.output("report").mkdir(parents=True, exist_ok=True)
-            context.check_epoch()
             samples = [record for part in shown for record in part]
-            write_json(context.output("report") / "report.json", {**metrics, "problems_detail": _detail(results), "samples": samples})
+            write_json(context.output("report") / "report.json", {**metrics, "problems_detail": _detail(results), "samples": samples},
+                       context.check_epoch)
         if policy.ranks.dp_rank == 0 and policy.ranks.is_lead:
             context.rollouts.mkdir(parents=True, exist_ok=True)
             write_samples(context.rollouts / "samples.jsonl", 0, groups, config.samples_logged)

@@ -1,8 +1,14 @@
-"""Take a checkpoint that another run has made: where a recipe begins with a trained base."""
+"""Take a checkpoint that another run has made: where a recipe begins with a trained base.
+
+The artifact shares its blocks with the source, since a model of the paper's size has a terabyte. Where the file system has clones (Btrfs, XFS) the
+two are independent all the same. Elsewhere each file is a hard link: r1mega replaces files and never writes into one, but whoever else edits the
+source in place edits the artifact too. That does not go unnoticed: every stage that reads the artifact compares all its bytes first.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,6 +24,7 @@ from r1mega.recipe.context import StageContext
 
 from ._publish import publish
 
+_CLONE = 0x40049409  # ioctl FICLONE of Linux: the target's blocks become the source's until one of them is written
 NEEDED = ("architecture.json", "checksums.json", "content.sha256", "tokenizer")
 
 
@@ -40,7 +47,7 @@ class Import:
         self.config = config
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Link (or, on another file system, copy) the artifact's files. Raises `DataError` for a folder that is none, or a damaged file."""
+        """Clone or link (or, on another file system, copy) the artifact's files. Raises `DataError` for a folder that is none, or a damaged file."""
         if not self.config.path:
             raise ConfigError(f"stages.{context.name}.path must name the checkpoint to begin with: "
                               "RUN_DIR/stages/<name>/current/artifacts/checkpoint of an earlier run")
@@ -48,12 +55,12 @@ class Import:
             return {}
         source = Path(self.config.path).resolve()
         bytes_read = _check(source)
-        publish(context, "checkpoint", lambda folder: shutil.copytree(source, folder, copy_function=_link_or_copy, dirs_exist_ok=True))
+        publish(context, "checkpoint", lambda folder: shutil.copytree(source, folder, copy_function=_bring, dirs_exist_ok=True))
         return {"bytes": bytes_read, "from": str(source)}
 
 
 def _check(source: Path) -> int:
-    """Bytes of the weight files, each compared with its checksum."""
+    """Bytes of the files that have a checksum, each compared with it: the weights, the tokenizer, a reward model's card."""
     missing = [name for name in NEEDED if not (source / name).exists()]
     if missing:
         raise DataError(f"{source} is no checkpoint artifact: it has no {', '.join(missing)}; name the folder artifacts/checkpoint of a finished stage")
@@ -67,11 +74,26 @@ def _check(source: Path) -> int:
     return total
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _bring(source: str, target: str) -> None:
+    """Clone a file; link it where it cannot be cloned; copy it where it cannot be linked."""
+    if _cloned(source, target):
+        return
     with contextlib.suppress(OSError):
         os.link(source, target)
         return
     shutil.copy2(source, target)
+    files.sync(Path(target))
+
+
+def _cloned(source: str, target: str) -> bool:
+    with open(source, "rb") as there, open(target, "wb") as here:
+        try:
+            fcntl.ioctl(here.fileno(), _CLONE, there.fileno())
+        except OSError:  # another file system, or one without clones
+            os.unlink(target)
+            return False
+        os.fsync(here.fileno())
+    return True
 
 
 @hookimpl

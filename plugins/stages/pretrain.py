@@ -87,10 +87,8 @@ class Pretrain:
                 if saver.due(step, step - 1, config.steps):
                     saver.save(step, {"loss": result.loss})
         saver.finish()
-        artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
-        if context.rank == 0:
-            seal_checkpoint(context.output("checkpoint"), tokenizer)
-        policy.ranks.barrier()
+        artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
+                                 before_rename=context.check_epoch)
         return {"loss": metrics.get("loss"), "steps": config.steps}
 
     def _tokenizer(self, context: StageContext, task: Any) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -100,12 +101,12 @@ class RewardModelStage:
                     saver.save(step, {"loss": loss})
         saver.finish()
         measured, card = self._measure(policy, held_out)
-        folder = context.output("reward_model")
-        artifact.export_artifact(policy, folder, before_rename=context.check_epoch)
-        if context.rank == 0:
+
+        def complete(folder: Path) -> None:
             seal_checkpoint(folder, tokenizer)
             card.save(folder)
-        policy.ranks.barrier()
+
+        artifact.export_artifact(policy, context.output("reward_model"), complete=complete, before_rename=context.check_epoch)
         return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped}
 
     def _packed(self, policy: Policy, examples: Sequence[Example]) -> tuple[list[MicroBatch], float]:

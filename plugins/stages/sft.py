@@ -87,10 +87,8 @@ class SFT:
         saver.finish()
         metrics = {"validation_loss": self._validate(policy, corpus)} | kept | {"samples": len(corpus.train), "held_out": len(corpus.held_out),
                           "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens}
-        artifact.export_artifact(policy, context.output("checkpoint"), before_rename=context.check_epoch)
-        if context.rank == 0:
-            seal_checkpoint(context.output("checkpoint"), tokenizer)
-        policy.ranks.barrier()
+        artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
+                                 before_rename=context.check_epoch)
         return metrics
 
     def _survey(self, rows: EncodedRows, context: StageContext) -> Corpus:

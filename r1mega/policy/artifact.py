@@ -3,7 +3,8 @@
     FOLDER/  __<rank>_0.distcp  .metadata  common.pt  metadata.json    a Megatron distributed checkpoint of the weights
              architecture.json   the architecture and the vocabulary's size
              content.sha256      one digest of the weights, the same for every layout that holds them
-             checksums.json      SHA-256 of the files above but content.sha256
+             checksums.json      SHA-256 of every other file but content.sha256
+    and what the stage that made it adds: tokenizer/, for a reward model reward.json
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ CONTENT = "content.sha256"
 _NOT_IN_WEIGHTS = {"max_position_embeddings", "init_method_std"}
 
 
-def export_artifact(policy: Policy, folder: Path, *, before_rename: Callable[[], None] = lambda: None) -> str:
+def export_artifact(policy: Policy, folder: Path, *, complete: Callable[[Path], None] = lambda _: None,
+                    before_rename: Callable[[], None] = lambda: None) -> str:
     """Write the current weights to `folder`, replacing it in one step, and return their content digest. A collective.
 
-    The digest covers the sorted names, types, shapes and bytes of the whole tensors. The ranks share the work: each reads whole tensors, one
+    `complete` adds what else belongs to the artifact, on rank 0, while the folder still has a temporary name: it is there with everything or not
+    at all. The digest returned covers the sorted names, types, shapes and bytes of the whole tensors. The ranks share the work: each reads whole tensors, one
     at a time, from the files just written. Errors as of `checkpoint.save`.
     """
     if policy.foreign_weights is not None:
@@ -46,11 +49,23 @@ def export_artifact(policy: Policy, folder: Path, *, before_rename: Callable[[],
 
         def publish() -> None:
             files.write_text(temporary / CONTENT, digest + "\n")
+            complete(temporary)
+            _extend_checksums(temporary)
             files.sync(temporary)
             storage.put_in_place(temporary, folder, before_rename)
 
         storage.on_first_rank(ranks, what, temporary, publish)
     return digest
+
+
+def _extend_checksums(folder: Path) -> None:
+    """List the files that were added to a folder of weights."""
+    path = folder / storage.CHECKSUMS
+    listed: dict[str, str] = files.read_json(path)
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    added = {name: files.file_digest(folder / name) for name in sorted(names - {*listed, CONTENT, storage.CHECKSUMS})}
+    if added:
+        files.write_json(path, dict(sorted((listed | added).items())))
 
 
 def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False, head: bool | None = None, optimizer: bool = True) -> None:

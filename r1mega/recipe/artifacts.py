@@ -1,8 +1,9 @@
 """The run folder's layout, and the manifest that says what a stage's folder holds, made by what, from what.
 
-    RUN_DIR/  config.yaml  graph.json  summary.json  run.log  .lock
+    RUN_DIR/  config.yaml  graph.json  summary.json  run.log  .lock  .digests.json
               stages/<name>/<fingerprint>/  config.yaml  run.json  epoch  manifest.json  result.json  logs/  artifacts/<output>/ ...
               stages/<name>/current -> <fingerprint> of the newest attempt
+              stages/<name>/<fingerprint>.aside-<n>/  what was there before a rebuild
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from r1mega.errors import R1MegaError, StageFailed, UserError
+from r1mega.errors import StageFailed, UserError
 from r1mega.recipe import files
 from r1mega.recipe.fingerprint import Basis
 from r1mega.recipe.graph import GraphNode
+from r1mega.recipe.known import KnownDigests
 
 State = Literal["running", "done", "failed", "interrupted"]
 
@@ -47,6 +50,11 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.root / ".lock"
+
+    @cached_property
+    def digests(self) -> KnownDigests:
+        """Of external files."""
+        return KnownDigests(self.root / ".digests.json")
 
     def stage(self, name: str, fingerprint: str = "current") -> Path:
         """A stage's folder; without a fingerprint that of its newest attempt."""
@@ -119,16 +127,16 @@ def record(node: GraphNode, stage_dir: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def verify(manifest: Manifest, stage_dir: Path, output: str) -> None:
-    """Compare an artifact's files with its manifest. Raises `R1MegaError` naming the damaged file."""
+def damage(manifest: Manifest, stage_dir: Path, output: str) -> str | None:
+    """What is wrong with an artifact's files by its manifest, naming the first; None when nothing is. All of them are read, every time."""
     folder = artifact(stage_dir, output)
     recorded: Mapping[str, str] = manifest.artifacts[output]["files"]
     found = files.digests(folder) if folder.exists() else {}
     for name in dict.fromkeys((*recorded, *found)):
         if recorded.get(name) != found.get(name):
             what = "is missing" if name not in found else "appeared after it was recorded" if name not in recorded else "is damaged"
-            raise R1MegaError(f"{folder / name} {what} (SHA-256 against {stage_dir / 'manifest.json'}); remove {stage_dir} and run again "
-                              f"to make '{manifest.node}.{output}' anew")
+            return f"{folder / name} {what} (SHA-256 against {stage_dir / 'manifest.json'})"
+    return None
 
 
 def package_versions() -> dict[str, str]:

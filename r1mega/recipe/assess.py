@@ -11,7 +11,7 @@ from r1mega.recipe.artifacts import Manifest, RunFolder
 from r1mega.recipe.fingerprint import Basis
 from r1mega.recipe.graph import Graph, GraphNode
 
-NodeState = Literal["done", "running", "stale", "failed", "interrupted", "pending"]
+NodeState = Literal["done", "running", "stale", "failed", "interrupted", "pending", "damaged"]  # damaged: only where the bytes have been read
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def judge(node: GraphNode, folder: RunFolder, before: Mapping[str, Verdict]) -> 
     if waiting:
         return Verdict(node, "stale" if newest else "pending", tuple(waiting), manifest=newest)
     inputs = _inputs(node, before)
-    basis = fingerprint.basis_of(node, {name: one["digest"] for name, one in inputs.items()})
+    basis = fingerprint.basis_of(node, {name: one["digest"] for name, one in inputs.items()}, folder.digests)
     name = fingerprint.fingerprint(basis)
     stage_dir = folder.stage(node.name, name)
     manifest = Manifest.load(stage_dir)

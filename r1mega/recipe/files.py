@@ -54,14 +54,14 @@ def make_folder(folder: Path) -> None:
         sync(folder.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda: None) -> None:
     """`write_bytes` of `text` in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), before_rename)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, before_rename: Callable[[], None] = lambda: None) -> None:
     """`write_text` of `value` as JSON. Numpy scalars become numbers, NaN and infinities null (JSON has no word for them)."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", before_rename)
 
 
 def read_json(path: Path) -> Any:

@@ -7,11 +7,10 @@ setting called `path` or `..._path`). Where a file lies does not matter, what is
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,30 +67,20 @@ def check_files(node: GraphNode) -> None:
             raise UserError(f"stages.{node.name}: {key}: no such file or folder: {path} (looked for it in {Path.cwd()})")
 
 
-def basis_of(node: GraphNode, inputs: Mapping[str, str]) -> Basis:
-    """The basis of a node whose input artifacts have these digests. Raises `UserError` for an external file that is not there."""
+def basis_of(node: GraphNode, inputs: Mapping[str, str], digest: Callable[[Path], str] = files.file_digest) -> Basis:
+    """The basis of a node whose input artifacts have these digests; `digest` gives those of external files. Raises `UserError` for one that is
+    not there."""
     check_files(node)
     external = external_files(node.tree)
-    contents = {key: _contents(path) for key, path in external.items()}
+    contents = {key: _contents(path, digest) for key, path in external.items()}
     config = {key: value for key, value in semantic(node.tree).items() if key not in external}
     return {"stage": node.stage, "version": node.version, "plugins": dict(node.plugins), "config": config, "files": contents, "inputs": dict(inputs)}
 
 
-def _contents(path: Path) -> str:
+def _contents(path: Path, digest: Callable[[Path], str]) -> str:
     if not path.is_dir():
-        return _known(path)
-    return files.combined({item.relative_to(path).as_posix(): _known(item) for item in sorted(path.rglob("*")) if item.is_file()})
-
-
-def _known(path: Path) -> str:
-    """A file's digest, computed once in this process while size and time of change stay the same."""
-    there = path.stat()
-    return _digest_at(path.absolute(), there.st_size, there.st_mtime_ns)
-
-
-@functools.cache
-def _digest_at(path: Path, _size: int, _changed: int) -> str:
-    return files.file_digest(path)
+        return digest(path)
+    return files.combined({item.relative_to(path).as_posix(): digest(item) for item in sorted(path.rglob("*")) if item.is_file()})
 
 
 def fingerprint(basis: Basis) -> str:

@@ -69,8 +69,9 @@ def _holder(path: Path) -> str:
 
 def next_epoch(stage_dir: Path) -> int:
     """Begin an attempt: raise the number in `<stage_dir>/epoch`, from 1, and return it. Ranks of older attempts write nothing after this
-    (`StageContext.check_epoch`)."""
+    (`StageContext.check_epoch`), also where their folder has been set aside and this one has taken its place."""
     file = stage_dir / "epoch"
-    epoch = int(file.read_text()) + 1 if file.exists() else 1
+    before = [one for one in (file, *stage_dir.parent.glob(f"{stage_dir.name}.aside-*/epoch")) if one.exists()]
+    epoch = 1 + max((int(one.read_text()) for one in before), default=0)
     files.write_text(file, f"{epoch}\n")
     return epoch

@@ -19,13 +19,14 @@ import yaml
 
 from r1mega.compose_show import show
 from r1mega.config import ClusterConfig, PluginChoice
-from r1mega.errors import ConfigError, StageFailed, UserError, nearest
+from r1mega.errors import ConfigError, R1MegaError, StageFailed, UserError, nearest
 from r1mega.plugins import Host
-from r1mega.recipe import artifacts, files, fingerprint, launcher, lock, required
+from r1mega.recipe import artifacts, files, fingerprint, launcher, lock, rebuild, required
 from r1mega.recipe.artifacts import Manifest, RunFolder
 from r1mega.recipe.assess import NodeState, Verdict, assess, headline, judge
 from r1mega.recipe.graph import Graph, build
 from r1mega.recipe.nodes import Node, Recipe
+from r1mega.recipe.rebuild import NOTHING, Rebuild
 
 _STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.ENOTDIR: "a file stands where a folder is needed",
@@ -40,16 +41,18 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
-def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | None = None, dry_run: bool = False) -> int:
+def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | None = None, again: Rebuild = NOTHING,
+        dry_run: bool = False) -> int:
     """Run or resume `recipe` in its output folder.
 
     `only` runs that stage alone, `from_` that stage and all that depend on it; both leave done stages as they are and need the earlier ones
-    done. Returns 0, or 130/143 after SIGINT/SIGTERM. Raises `UserError` (a graph, layout, file or folder that cannot be, another run in the
-    folder, a mistake found by a stage) and `StageFailed`.
+    done. `again` says what to make although it is done, also beside them. Returns 0, or 130/143 after SIGINT/SIGTERM. Raises `UserError` (a graph,
+    layout, file or folder that cannot be, another run in the folder, a mistake found by a stage), `StageFailed`, and `R1MegaError` for an input
+    whose bytes are not those of its manifest.
     """
     graph = build(recipe, host)
     sizes = {name: world_size(node, host) for name, node in recipe.nodes.items()}
-    chosen = _chosen(graph, only, from_)
+    chosen = _chosen(graph, only, from_, again)
     for node in graph.nodes.values():
         fingerprint.check_files(node)
     unset = required.unset_paths(graph, host, chosen)
@@ -59,7 +62,8 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
     _check_tasks([node for name, node in recipe.nodes.items() if name in chosen and "task.path" not in unset.get(name, ())], host)
     folder = RunFolder(recipe.output_dir.absolute())
     if dry_run:
-        print("\n".join(plan(assess(graph, folder), chosen, sizes)))
+        verdicts = assess(graph, folder)
+        print("\n".join(plan(verdicts, chosen, sizes, rebuild.choose(again, verdicts, folder))))
         print(f"\n{show(recipe, chosen)}", end="")
         if unset:
             print(f"\nto run it, set: {wanted}")
@@ -69,7 +73,7 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
         with lock.hold(folder.lock), _signals():
             work = _Run(recipe, graph, folder, sizes)
             try:
-                work.execute(chosen)
+                work.execute(chosen, again)
             except StageFailed:
                 work.report()
                 raise
@@ -113,13 +117,14 @@ def _check_tasks(nodes: Sequence[Node], host: Host) -> None:
             plugin.factory(*arguments, seed=getattr(node.config, "seed", 0))
 
 
-def plan(verdicts: Mapping[str, Verdict], chosen: set[str], sizes: Mapping[str, int]) -> list[str]:
-    """One line for each stage: what `run` would do with it, and why."""
+def plan(verdicts: Mapping[str, Verdict], chosen: set[str], sizes: Mapping[str, int], again: Mapping[str, str]) -> list[str]:
+    """One line for each stage: what `run` would do with it, and why. `again`: stage -> why it is made although it is done."""
     width = max(map(len, verdicts))
     lines = []
     for name, verdict in verdicts.items():
-        action = "left out" if name not in chosen else "skip" if verdict.state == "done" else "run"
-        lines.append(f"{name:<{width}}  {action:<8}  {verdict.node.stage}, {_ranks(sizes[name])}: {'; '.join(verdict.reasons) or 'done'}")
+        action = "rebuild" if name in again else "left out" if name not in chosen else "skip" if verdict.state == "done" else "run"
+        why = again.get(name) or "; ".join(verdict.reasons) or "done"
+        lines.append(f"{name:<{width}}  {action:<8}  {verdict.node.stage}, {_ranks(sizes[name])}: {why}")
     return lines
 
 
@@ -127,15 +132,12 @@ def _ranks(count: int) -> str:
     return f"{count} rank{'s' if count > 1 else ''}"
 
 
-def _chosen(graph: Graph, only: str | None, from_: str | None) -> set[str]:
-    chosen = set(graph.nodes)
-    for option, name in (("--only", only), ("--from", from_)):
-        if name is None:
-            continue
-        if name not in graph.nodes:
+def _chosen(graph: Graph, only: str | None, from_: str | None, again: Rebuild) -> set[str]:
+    for option, name in (("--only", only), ("--from", from_), *(("--rebuild", stage) for stage in again.stages)):
+        if name is not None and name not in graph.nodes:
             raise UserError(f"{option} {name}: the recipe has no such stage.{nearest(name, graph.nodes)} Stages: {', '.join(graph.nodes)}")
-        chosen &= {name} if option == "--only" else graph.descendants(name)
-    return chosen
+    chosen = set(graph.nodes) if only is None else {only}
+    return (chosen if from_ is None else chosen & graph.descendants(from_)) | set(again.stages)
 
 
 @contextlib.contextmanager
@@ -160,10 +162,13 @@ class _Run:
 
     def __init__(self, recipe: Recipe, graph: Graph, folder: RunFolder, sizes: Mapping[str, int]) -> None:
         self.recipe, self.graph, self.folder, self.sizes = recipe, graph, folder, sizes
+        self.before: dict[str, dict[str, str]] = {}  # stage that is made again -> output -> the digest there was
 
-    def execute(self, chosen: set[str]) -> None:
+    def execute(self, chosen: set[str], again: Rebuild) -> None:
         self._describe()
         self.verdicts = assess(self.graph, self.folder)
+        self.folder.digests.save()
+        chosen = chosen | self._set_aside(again)
         self._summarise()
         for name, node in self.graph.nodes.items():
             verdict = self.verdicts[name] = judge(node, self.folder, self.verdicts)
@@ -177,6 +182,9 @@ class _Run:
                                 "Run without --only and --from, or name that stage")
             self._attempt(verdict)
             self.verdicts[name] = judge(node, self.folder, self.verdicts)
+            if self.before.get(name):
+                self._say(f"{name}: {rebuild.outcome(self.before[name], rebuild.digests(self.verdicts[name]))}")
+        self.folder.digests.save()
         self._summarise()
 
     def report(self) -> None:
@@ -197,6 +205,23 @@ class _Run:
         files.write_text(self.folder.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         files.write_json(self.folder.graph, {"recipe": recipe.name, "description": recipe.description, "seed": recipe.seed, **self.graph.to_json()})
         self._say(f"recipe {recipe.name}, seed {recipe.seed}: {' '.join(recipe.overrides)}")
+
+    def _set_aside(self, again: Rebuild) -> set[str]:
+        """Rename what is to be made again; the stages it is of."""
+        chosen = rebuild.choose(again, self.verdicts, self.folder)
+        for name, why in chosen.items():
+            verdict = self.verdicts[name]
+            stage_dir = self.folder.stage(name, verdict.fingerprint) if verdict.fingerprint else None
+            if stage_dir and (aside := rebuild.set_aside(stage_dir, whole=name in again.stages)):
+                self.before[name] = rebuild.digests(verdict)
+                self._say(f"{name}: made again: {why}; what was there is now {aside}")
+            else:
+                self._say(f"{name}: there is nothing to set aside: {'; '.join(verdict.reasons)}")
+        if chosen:
+            self.verdicts = assess(self.graph, self.folder)
+        elif again.damaged:
+            self._say("no result is damaged")
+        return set(chosen)
 
     def _skip(self, verdict: Verdict) -> None:
         manifest, node = verdict.manifest, verdict.node
@@ -247,7 +272,9 @@ class _Run:
             assert maker.manifest
             assert maker.fingerprint
             stage_dir = self.folder.stage(source, maker.fingerprint)
-            artifacts.verify(maker.manifest, stage_dir, output)
+            if wrong := artifacts.damage(maker.manifest, stage_dir, output):
+                raise R1MegaError(f"stage '{verdict.node.name}' needs {reference}, but {wrong}; to set it aside and make it again: "
+                                  f"{rebuild.command(self.recipe.overrides, '--rebuild-damaged')}")
             found[name] = str(artifacts.artifact(stage_dir, output))
         return found
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from r1mega.errors import UserError
-from r1mega.recipe import files, lock
+from r1mega.recipe import files, lock, rebuild
 from r1mega.recipe.artifacts import RunFolder
 from r1mega.recipe.assess import Verdict, assess, headline
 from r1mega.recipe.graph import Graph
 
-_COLOURS = {"done": "green", "running": "cyan", "stale": "yellow", "failed": "red", "interrupted": "yellow", "pending": "dim"}
+_COLOURS = {"done": "green", "running": "cyan", "stale": "yellow", "failed": "red", "interrupted": "yellow", "pending": "dim", "damaged": "red"}
 
 
 def inspect(run_dir: Path) -> tuple[dict[str, Verdict], str | None]:
@@ -37,13 +38,24 @@ def _running(verdict: Verdict) -> Verdict:
     return verdict
 
 
-def show(run_dir: Path, as_json: bool) -> int:
-    """Print the state of every stage: a table, or one JSON object `{"run_dir", "running_by", "stages": {name: {...}}}`."""
+def verified(verdict: Verdict, folder: RunFolder) -> Verdict:
+    """The verdict after its outputs have been read: state `damaged` where they are not what the manifest says. Also finds what no stage reads."""
+    wrong = rebuild.find_damage(verdict, folder)
+    return dataclasses.replace(verdict, state="damaged", reasons=wrong) if wrong else verdict
+
+
+def show(run_dir: Path, as_json: bool, *, verify: bool = False) -> int:
+    """Print the state of every stage: a table, or one JSON object `{"run_dir", "running_by", "stages": {name: {...}}}`. The exit code: 1 if a
+    result is damaged, which `verify` looks for."""
     verdicts, running = inspect(run_dir)
+    folder = RunFolder(run_dir)
+    if verify:
+        verdicts = {name: verified(verdict, folder) for name, verdict in verdicts.items()}
+    damaged = [name for name, one in verdicts.items() if one.state == "damaged"]
     if as_json:
         rows = {name: _row(one) for name, one in verdicts.items()}
         print(json.dumps({"run_dir": str(run_dir), "running_by": running, "stages": rows}, ensure_ascii=False))
-        return 0
+        return 1 if damaged else 0
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -58,7 +70,10 @@ def show(run_dir: Path, as_json: bool) -> int:
     console.print(table)
     if running:
         console.print(f"running: {running}")
-    return 0
+    if damaged:
+        overrides = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["overrides"]
+        print(f"damaged: {', '.join(damaged)}; to set aside and make again: {rebuild.command(overrides, '--rebuild-damaged')}", file=sys.stderr)
+    return 1 if damaged else 0
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:

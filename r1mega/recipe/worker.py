@@ -103,8 +103,7 @@ def _run(folder: Path, rank: int) -> None:
     if not isinstance(metrics, Mapping):
         raise PluginError(f"stage '{plugin.name}' of '{plugin.owner}': `run` must return a mapping of metrics, got {type(metrics).__name__}")
     if rank == 0:
-        context.check_epoch()
-        files.write_json(folder / "result.json", {"epoch": context.epoch, "metrics": metrics})
+        files.write_json(folder / "result.json", {"epoch": context.epoch, "metrics": metrics}, context.check_epoch)
         host.hook.stage_end(run_dir=context.run_dir, stage=context.name, stage_dir=folder, metrics=metrics)
 
 

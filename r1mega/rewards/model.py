@@ -38,7 +38,7 @@ class RewardCard:
     std: float
 
     def save(self, folder: Path) -> None:
-        """Complete a sealed artifact: the card, and its part in the content digest."""
+        """Complete a sealed artifact that is being written (`export_artifact`'s `complete`): the card, and its part in the content digest."""
         files.write_json(folder / CARD, vars(self))
         whole = (folder / "content.sha256").read_bytes() + (folder / CARD).read_bytes()
         files.write_text(folder / "content.sha256", hashlib.sha256(whole).hexdigest() + "\n")

@@ -211,13 +211,41 @@ def test_dry_run_and_selection(tmp_path: Path) -> None:
     assert [line.split()[1] for line in plan.splitlines()] == ["skip", "skip", "skip"]
 
 
-def test_damaged_input_is_noticed_before_use(tmp_path: Path) -> None:
-    assert run(tmp_path, "--only", "one").returncode == 0
-    number = tmp_path / "stages/one/current/artifacts/number/number.txt"
+def test_damaged_input_is_noticed_before_use_and_made_again_on_request(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(folder, "--only", "one").returncode == 0
+    number = folder / "stages/one/current/artifacts/number/number.txt"
     number.write_text("2")
-    result = run(tmp_path)
+    result = run(folder)
     assert result.returncode == 1
+    assert "stage 'two' needs one.number" in result.stderr
     assert "artifacts/number/number.txt is damaged" in result.stderr
+    assert f"r1mega run recipe=toy output_dir={folder} --rebuild-damaged" in result.stderr
+    dry = run(folder, "--rebuild-damaged", "--dry-run")
+    assert dry.stdout.split()[:2] == ["one", "rebuild"]
+    assert number.read_text() == "2", "a dry run moves nothing"
+    mended = run(folder, "--rebuild-damaged")
+    assert mended.returncode == 0, mended.stderr
+    assert "one: made again with the same digests" in mended.stderr
+    assert number.read_text() == "1"
+    (aside,) = folder.glob("stages/one/*.aside-*/artifacts/number/number.txt")
+    assert aside.read_text() == "2", "nothing is deleted"
+    assert manifest(folder, "one")["epoch"] == 2
+    assert "no result is damaged" in run(folder, "--rebuild-damaged").stderr
+
+
+def test_a_stage_that_is_named_begins_anew_and_what_it_changes_follows(tmp_path: Path) -> None:
+    counted = tmp_path / "run/stages/one/current/rollouts"
+    assert run(tmp_path / "run").returncode == 0
+    counted.mkdir()
+    before = manifest(tmp_path / "run", "two")
+    again = run(tmp_path / "run", "--rebuild", "one", "--only", "three")
+    assert again.returncode == 0, again.stderr
+    assert not counted.exists(), "what the stage left is set aside with its result"
+    assert (manifest(tmp_path / "run", "one")["epoch"], manifest(tmp_path / "run", "two")) == (2, before)
+    unknown = run(tmp_path / "run", "--rebuild", "on")
+    assert unknown.returncode == 2
+    assert "no stage 'on'. Did you mean 'one'?" in unknown.stderr
 
 
 def test_output_folder_that_cannot_be_written(tmp_path: Path) -> None:

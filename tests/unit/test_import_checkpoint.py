@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def source(tmp_path: Path) -> Path:
     (folder / "__0_0.distcp").write_bytes(b"weights")
     (folder / "architecture.json").write_text("{}")
     (folder / "content.sha256").write_text("abc\n")
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("__0_0.distcp", "architecture.json")}
+    listed = ("__0_0.distcp", "architecture.json", "tokenizer/tokenizer.model")
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in listed}
     (folder / "checksums.json").write_text(json.dumps(digests))
     return folder
 
@@ -34,15 +36,16 @@ def context(folder: Path) -> StageContext:
 
 def test_every_file_arrives(source: Path, tmp_path: Path) -> None:
     here = context(tmp_path)
-    assert Import(ImportConfig(str(source))).run(here)["bytes"] == len(b"weights") + 2
+    assert Import(ImportConfig(str(source))).run(here)["bytes"] == len(b"weights") + 2 + len(b"pieces")
     target = here.output("checkpoint")
     assert {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()} == {
         path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*") if path.is_file()}
 
 
-def test_a_damaged_file_is_named(source: Path, tmp_path: Path) -> None:
-    (source / "__0_0.distcp").write_bytes(b"weightz")
-    with pytest.raises(DataError, match=r"__0_0\.distcp is damaged"):
+@pytest.mark.parametrize("name", ["__0_0.distcp", "tokenizer/tokenizer.model"])
+def test_a_damaged_file_is_named(name: str, source: Path, tmp_path: Path) -> None:
+    (source / name).write_bytes(b"weightz")
+    with pytest.raises(DataError, match=rf"{re.escape(name)} is damaged"):
         Import(ImportConfig(str(source))).run(context(tmp_path))
     assert not (tmp_path / "stage" / "artifacts" / "checkpoint").exists()
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1mega.errors import R1MegaError, StageFailed, UserError
-from r1mega.recipe import artifacts, files, lock
+from r1mega.errors import StageFailed, UserError
+from r1mega.recipe import artifacts, files, lock, rebuild
 from r1mega.recipe.artifacts import Manifest
 from r1mega.recipe.context import StageContext
 from r1mega.recipe.graph import GraphNode
@@ -74,7 +75,7 @@ def test_manifest_round_trip(stage_dir: Path) -> None:
     before.save(stage_dir)
     assert Manifest.load(stage_dir) == before
     assert sorted(before.artifacts["checkpoint"]["files"]) == ["deep/config.json", "weights.bin"]
-    artifacts.verify(before, stage_dir, "checkpoint")
+    assert artifacts.damage(before, stage_dir, "checkpoint") is None
     assert before.missing(NODE, stage_dir) == []
 
 
@@ -86,19 +87,16 @@ def test_any_flipped_byte_is_found(stage_dir: Path) -> None:
         file.seek(567)
         file.write(b"\1")
     os.utime(weights, ns=(there.st_atime_ns, there.st_mtime_ns))  # damage does not announce itself
-    with pytest.raises(R1MegaError, match=r"weights\.bin is damaged"):
-        artifacts.verify(recorded, stage_dir, "checkpoint")
+    assert f"{weights} is damaged" in str(artifacts.damage(recorded, stage_dir, "checkpoint"))
 
 
 def test_lost_and_foreign_files_are_found(stage_dir: Path) -> None:
     recorded = manifest(stage_dir)
     (stage_dir / "artifacts/checkpoint/more").write_text("")
-    with pytest.raises(R1MegaError, match="more appeared after it was recorded"):
-        artifacts.verify(recorded, stage_dir, "checkpoint")
+    assert "more appeared after it was recorded" in str(artifacts.damage(recorded, stage_dir, "checkpoint"))
     (stage_dir / "artifacts/checkpoint/more").unlink()
     (stage_dir / "artifacts/checkpoint/weights.bin").unlink()
-    with pytest.raises(R1MegaError, match=r"weights\.bin is missing"):
-        artifacts.verify(recorded, stage_dir, "checkpoint")
+    assert "weights.bin is missing" in str(artifacts.damage(recorded, stage_dir, "checkpoint"))
 
 
 def test_stated_digest_stands_for_the_content(stage_dir: Path) -> None:
@@ -147,3 +145,26 @@ def test_every_attempt_has_its_epoch(tmp_path: Path) -> None:
     context(2).check_epoch()
     with pytest.raises(StageFailed, match="attempt 1 of rank 0 has been superseded by attempt 2"):
         context(1).check_epoch()
+
+
+def test_an_attempt_is_fenced_also_when_its_folder_was_set_aside(tmp_path: Path) -> None:
+    stage_dir = tmp_path / "f00"
+    for expected in (1, 2, 3):
+        stage_dir.mkdir()
+        assert lock.next_epoch(stage_dir) == expected
+        assert rebuild.set_aside(stage_dir, whole=True) == tmp_path / f"f00.aside-{expected}"
+    assert rebuild.set_aside(stage_dir, whole=True) is None
+
+
+def test_damaged_artifacts_go_aside_and_checkpoints_stay(stage_dir: Path) -> None:
+    manifest(stage_dir).save(stage_dir)
+    (stage_dir / "checkpoints").mkdir()
+    aside = rebuild.set_aside(stage_dir, whole=False)
+    assert aside is not None
+    try:
+        assert sorted(path.name for path in aside.iterdir()) == ["artifacts", "manifest.json"]
+        assert (aside / "artifacts/checkpoint/weights.bin").stat().st_size == 1000
+        assert sorted(path.name for path in stage_dir.iterdir()) == ["checkpoints", "manifest.json"]
+        assert Manifest.load(stage_dir).missing(NODE, stage_dir) == ["checkpoint"]  # type: ignore[union-attr]
+    finally:
+        shutil.rmtree(aside)

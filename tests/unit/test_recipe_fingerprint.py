@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 import yaml
 
 from r1mega.errors import UserError
+from r1mega.recipe import files
 from r1mega.recipe.fingerprint import basis_of, explain, fingerprint, flatten
 from r1mega.recipe.graph import GraphNode
+from r1mega.recipe.known import KnownDigests
 
 TREE: dict[str, Any] = {"seed": 0, "lr": 1.0, "parallel": {"tensor_model_parallel_size": 1}, "reward": {"workers": 1, "retries": 1},
                         "task": {"name": "jsonl", "path": ""}, "terms": [{"name": "accuracy", "weight": 1.0}], "stop": ["a", "b"]}
@@ -73,6 +77,33 @@ def test_external_folder_counts_with_every_file(tmp_path: Path) -> None:
     assert fingerprint(basis_of(node(tree), {})) == fingerprint(before)
     (tmp_path / "deep" / "b.txt").write_text("")
     assert explain(before, basis_of(node(tree), {})) == ["path: contents changed"]
+
+
+def test_external_files_are_read_once_while_they_stay_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, cache, read = tmp_path / "big.bin", tmp_path / "known.json", list[Path]()
+    digest = files.file_digest
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(files, "file_digest", counted)
+    file.write_bytes(b"1")
+    one, two = (hashlib.sha256(text).hexdigest() for text in (b"1", b"12"))
+    young = KnownDigests(cache)
+    assert (young(file), young(file), len(read)) == (one, one, 1)
+    young.save()
+    assert not cache.exists(), "changed a moment ago: it may change again within the clock's grain"
+    os.utime(file, (1e9, 1e9))
+    settled = KnownDigests(cache)
+    settled(file)
+    settled.save()
+    assert (KnownDigests(cache)(file), len(read)) == (one, 2), "another process reads nothing"
+    file.write_bytes(b"12")
+    os.utime(file, (1e9, 1e9))
+    assert (KnownDigests(cache)(file), len(read)) == (two, 3), "another size"
+    cache.write_text("[torn")
+    assert (KnownDigests(cache)(file), len(read)) == (two, 4), "a broken cache is none"
 
 
 def test_missing_external_file_is_named_with_its_key() -> None:

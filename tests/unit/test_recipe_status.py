@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def make(folder: RunFolder, wanted: Graph, name: str, **fields: Any) -> None:
     files.point(folder.stage(name), verdict.fingerprint)
 
 
-def write(folder: RunFolder, wanted: Graph) -> None:
-    folder.config.write_text(yaml.safe_dump({"stages": {name: node.tree for name, node in wanted.nodes.items()}}))
+def write(folder: RunFolder, wanted: Graph, overrides: Sequence[str] = ()) -> None:
+    folder.config.write_text(yaml.safe_dump({"overrides": list(overrides), "stages": {name: node.tree for name, node in wanted.nodes.items()}}))
     files.write_json(folder.graph, wanted.to_json())
 
 
@@ -117,3 +118,22 @@ def test_fingerprint_names_the_folder(tmp_path: Path) -> None:
     folder, wanted = RunFolder(tmp_path), graph()
     make(folder, wanted, "base")
     assert folder.stage("base").resolve().name == fingerprint.fingerprint(fingerprint.basis_of(wanted.nodes["base"], {}))
+
+
+def test_damage_is_found_only_where_it_is_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, wanted = RunFolder(tmp_path), graph()
+    for name in wanted.nodes:
+        make(folder, wanted, name)
+    write(folder, wanted, overrides=["recipe=toy", "output_dir=a b"])
+    assert status.show(tmp_path, as_json=True, verify=True) == 0
+    weights = folder.stage("eval") / "artifacts/checkpoint/weights"  # nothing reads it
+    weights.write_text("eval")
+    capsys.readouterr()
+    assert status.show(tmp_path, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["eval"]["state"] == "done"
+    assert status.show(tmp_path, as_json=True, verify=True) == 1
+    shown = json.loads(capsys.readouterr().out)["stages"]
+    assert (shown["zero"]["state"], shown["eval"]["state"]) == ("done", "damaged")
+    assert "artifacts/checkpoint/weights is damaged" in shown["eval"]["reasons"][0]
+    assert status.show(tmp_path, as_json=False, verify=True) == 1
+    assert capsys.readouterr().err.endswith("r1mega run recipe=toy 'output_dir=a b' --rebuild-damaged\n")
