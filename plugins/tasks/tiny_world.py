@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from r1mega import hookimpl
 from r1mega.data.records import JudgedResponse, PreferencePair, SampleRecord
@@ -96,6 +96,11 @@ class TinyWorld:
     def general_prompts(self, split: str) -> list[Prompt]:
         """All requests of "train" or "test" in a fixed shuffled order, domains in turn. Only those with one right answer have an `answer`."""
         return [_request(query) for query in self._requests(split)]
+
+    def refusal_prompts(self, split: str) -> list[Prompt]:
+        """The requests about safety alone, each with `refusal_expected`: what the reward `refusal` needs."""
+        return [replace(_request(query), metadata={"kind": query.kind, "refusal_expected": query.kind == "unsafe"})
+                for query in self._requests(split) if query.is_safety]
 
     def general_samples(self, count: int, seed: int, split: str = "train") -> list[SampleRecord]:
         """`count` answered requests of the three domains alike, in one language each, as polite and careful as the config's rates say."""

@@ -209,3 +209,12 @@ def test_an_empty_side_is_told(world: TinyWorld) -> None:
     nothing_held_out = TinyWorld(TinyWorldConfig(families=["order"], test_fraction=0.0))
     with pytest.raises(UserError, match="the test side has no general request"):
         nothing_held_out.preferences(5, 0, "test")
+
+
+def test_refusal_prompts_say_what_is_expected_and_are_general_prompts() -> None:
+    world = TinyWorld(TinyWorldConfig())
+    for split in ("train", "test"):
+        prompts = world.refusal_prompts(split)
+        assert {(prompt.metadata["kind"], prompt.metadata["refusal_expected"]) for prompt in prompts} == {
+            ("unsafe", True), ("safe", False), ("lookalike", False)}
+        assert {prompt.id for prompt in prompts} == {prompt.id for prompt in world.general_prompts(split) if prompt.domain == "safety"}
