@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from r1mega import hookimpl
 from r1mega.hookspecs import Register
 from r1mega.policy.architecture import MLA, Architecture, MoE, Rope
+from r1mega.policy.hugging_face import rows
+from r1mega.policy.hugging_face.family import Family, Row
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,83 @@ def deepseek_v3(config: DeepSeekV3Config) -> Architecture:
                 moe_router_pre_softmax=True, first_dense_layers=config.first_dense_layers))
 
 
+QUERIES = (Row(("self_attention.linear_q_proj.weight",), ("self_attn.q_proj.weight",)),)
+LOW_RANK_QUERIES = (
+    Row(("self_attention.linear_q_down_proj.weight",), ("self_attn.q_a_proj.weight",)),
+    Row(("self_attention.linear_q_up_proj.layer_norm_weight", "self_attention.q_layernorm.weight"), ("self_attn.q_a_layernorm.weight",)),
+    Row(("self_attention.linear_q_up_proj.weight",), ("self_attn.q_b_proj.weight",)),
+)
+LATENT_ATTENTION = (
+    Row(("self_attention.linear_kv_down_proj.weight",), ("self_attn.kv_a_proj_with_mqa.weight",)),
+    Row(("self_attention.linear_kv_up_proj.layer_norm_weight", "self_attention.kv_layernorm.weight"), ("self_attn.kv_a_layernorm.weight",)),
+    Row(("self_attention.linear_kv_up_proj.weight",), ("self_attn.kv_b_proj.weight",)),
+    Row(("self_attention.linear_proj.weight",), ("self_attn.o_proj.weight",)),
+)
+MIXTURE = (
+    *rows.EXPERTS,
+    Row(("mlp.router.expert_bias",), ("mlp.gate.e_score_correction_bias",), fp32=True),
+    Row(("mlp.shared_experts.linear_fc1.weight",), ("mlp.shared_experts.gate_proj.weight", "mlp.shared_experts.up_proj.weight"), "stacked"),
+    Row(("mlp.shared_experts.linear_fc2.weight",), ("mlp.shared_experts.down_proj.weight",)),
+)
+PREDICTION = (
+    Row(("enorm.weight",), ("enorm.weight",)),
+    Row(("hnorm.weight",), ("hnorm.weight",)),
+    Row(("eh_proj.weight",), ("eh_proj.weight",)),
+    Row(("final_layernorm.weight",), ("shared_head.norm.weight",)),
+)
+
+
+def _layer(a: Architecture, layer: int) -> tuple[Row, ...]:
+    assert a.mla is not None
+    queries = LOW_RANK_QUERIES if a.mla.q_lora_rank else QUERIES
+    return (*rows.NORMS, *queries, *LATENT_ATTENTION, *(MIXTURE if rows.has_experts(a, layer) else rows.DENSE_MLP))
+
+
+def _settings(a: Architecture) -> dict[str, Any]:
+    assert a.mla is not None
+    assert a.moe is not None
+    mla, moe = a.mla, a.moe
+    assert moe.moe_shared_expert_intermediate_size is not None
+    yarn = a.rope.rope_type == "yarn"
+    return {
+        # transformers takes YaRN's reach for the model's; ours may be set to less
+        "max_position_embeddings": round(a.rope.rotary_scaling_factor * a.rope.original_max_position_embeddings) if yarn else a.max_position_embeddings,
+        "num_key_value_heads": a.num_attention_heads, "attention_bias": False, **rows.rope_settings(a.rope),
+        "q_lora_rank": mla.q_lora_rank, "kv_lora_rank": mla.kv_lora_rank, "qk_nope_head_dim": mla.qk_head_dim, "qk_rope_head_dim": mla.qk_pos_emb_head_dim,
+        "v_head_dim": mla.v_head_dim, "n_routed_experts": moe.num_moe_experts, "num_experts_per_tok": moe.moe_router_topk,
+        "n_shared_experts": moe.moe_shared_expert_intermediate_size // moe.moe_ffn_hidden_size, "moe_intermediate_size": moe.moe_ffn_hidden_size,
+        "n_group": moe.moe_router_num_groups or 1, "topk_group": moe.moe_router_group_topk or 1, "norm_topk_prob": True, "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc", "routed_scaling_factor": moe.moe_router_topk_scaling_factor or 1.0, "first_k_dense_replace": moe.first_dense_layers,
+        "moe_layer_freq": 1, "ep_size": 1, "num_nextn_predict_layers": a.mtp_num_layers,
+    }
+
+
+def _refusals(a: Architecture) -> list[str]:
+    found = rows.differing(a, qk_layernorm=True, add_qkv_bias=False)
+    if a.rope.llama3_scaling_factor is not None:
+        found.append(f"rope.llama3_scaling_factor={a.rope.llama3_scaling_factor}")
+    if a.mla is None:
+        found.append("attention without mla")
+    if a.moe is None:
+        return [*found, "a model without experts"]
+    moe = a.moe
+    found += [f"moe.{name}={getattr(moe, name)}" for name, value in (("moe_router_score_function", "sigmoid"), ("moe_router_enable_expert_bias", True))
+              if getattr(moe, name) != value]
+    shared = moe.moe_shared_expert_intermediate_size
+    if not shared or shared % moe.moe_ffn_hidden_size:
+        found.append(f"moe.moe_shared_expert_intermediate_size={shared}, which is no multiple of moe_ffn_hidden_size={moe.moe_ffn_hidden_size}")
+    if moe.first_dense_layers >= a.num_layers:
+        found.append(f"moe.first_dense_layers={moe.first_dense_layers} of {a.num_layers} layers: a model without experts")
+    if moe.moe_router_num_groups and moe.moe_router_num_groups > 1 and moe.moe_router_topk // (moe.moe_router_group_topk or 1) != 2:
+        # Megatron-Core ranks a group by its best topk / group_topk experts, DeepSeek's and transformers' code always by its best two
+        found.append(f"moe.moe_router_topk={moe.moe_router_topk} with moe_router_group_topk={moe.moe_router_group_topk} (its groups are ranked by their best "
+                     "two experts: topk must be twice group_topk)")
+    return found
+
+
+DEEPSEEK_V3 = Family("DeepSeek-V3", "deepseek_v3", "DeepseekV3ForCausalLM", _layer, _settings, _refusals, PREDICTION)
 deepseek_v3.version = "1"  # type: ignore[attr-defined]
+deepseek_v3.hugging_face = (DEEPSEEK_V3,)  # type: ignore[attr-defined]
 
 
 @hookimpl

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from r1mega import hookimpl
 from r1mega.hookspecs import Register
 from r1mega.policy.architecture import Architecture, Rope
+from r1mega.policy.hugging_face import rows
+from r1mega.policy.hugging_face.family import Family, Row
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,45 @@ def dense(config: DenseConfig) -> Architecture:
         rope=Rope(rotary_base=config.rotary_base, llama3_scaling_factor=config.rope_scaling_factor))
 
 
+def _layer(a: Architecture, layer: int) -> tuple[Row, ...]:
+    del layer  # all are alike
+    return (*rows.NORMS, *rows.GROUPED_QUERY, *(rows.QKV_BIAS if a.add_qkv_bias else ()), *(rows.QK_NORM if a.qk_layernorm else ()), *rows.DENSE_MLP)
+
+
+def _llama_settings(a: Architecture) -> dict[str, Any]:
+    return {**rows.grouped_query_settings(a), "mlp_bias": False, "pretraining_tp": 1}
+
+
+def _qwen2_settings(a: Architecture) -> dict[str, Any]:
+    """Its biases and head size are not settings."""
+    given = rows.grouped_query_settings(a)
+    return {name: value for name, value in given.items() if name not in ("attention_bias", "head_dim")} | {"use_sliding_window": False}
+
+
+def _qwen3_settings(a: Architecture) -> dict[str, Any]:
+    return {**rows.grouped_query_settings(a), "use_sliding_window": False}
+
+
+def _llama_refusals(a: Architecture) -> list[str]:
+    return rows.grouped_query_refusals(a, llama3_rope=True) + rows.differing(a, moe=None, qk_layernorm=False, add_qkv_bias=False)
+
+
+def _qwen2_refusals(a: Architecture) -> list[str]:
+    found = rows.grouped_query_refusals(a) + rows.differing(a, moe=None, qk_layernorm=False, add_qkv_bias=True)
+    if rows.head_size(a) * a.num_attention_heads != a.hidden_size:
+        found.append(f"kv_channels={a.kv_channels} (it is always hidden_size / num_attention_heads)")
+    return found
+
+
+def _qwen3_refusals(a: Architecture) -> list[str]:
+    return rows.grouped_query_refusals(a) + rows.differing(a, moe=None, qk_layernorm=True, add_qkv_bias=False)
+
+
+LLAMA = Family("Llama 3", "llama", "LlamaForCausalLM", _layer, _llama_settings, _llama_refusals)
+QWEN2 = Family("Qwen2", "qwen2", "Qwen2ForCausalLM", _layer, _qwen2_settings, _qwen2_refusals)  # Qwen2.5 too
+QWEN3 = Family("Qwen3", "qwen3", "Qwen3ForCausalLM", _layer, _qwen3_settings, _qwen3_refusals)
 dense.version = "1"  # type: ignore[attr-defined]
+dense.hugging_face = (LLAMA, QWEN2, QWEN3)  # type: ignore[attr-defined]
 
 
 @hookimpl

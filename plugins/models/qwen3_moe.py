@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from r1mega import hookimpl
 from r1mega.hookspecs import Register
 from r1mega.policy.architecture import Architecture, MoE, Rope
+from r1mega.policy.hugging_face import rows
+from r1mega.policy.hugging_face.family import Family, Row
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,30 @@ def qwen3_moe(config: Qwen3MoEConfig) -> Architecture:
                 moe_router_score_function="softmax", moe_router_enable_expert_bias=False, first_dense_layers=0))
 
 
+def _layer(a: Architecture, layer: int) -> tuple[Row, ...]:
+    return (*rows.NORMS, *rows.GROUPED_QUERY, *rows.QK_NORM, *(rows.EXPERTS if rows.has_experts(a, layer) else rows.DENSE_MLP))
+
+
+def _settings(a: Architecture) -> dict[str, Any]:
+    assert a.moe is not None
+    moe = a.moe
+    return {**rows.grouped_query_settings(a), "use_sliding_window": False, "num_experts": moe.num_moe_experts, "num_experts_per_tok": moe.moe_router_topk,
+            "moe_intermediate_size": moe.moe_ffn_hidden_size, "norm_topk_prob": not moe.moe_router_pre_softmax, "decoder_sparse_step": 1,
+            "mlp_only_layers": list(range(moe.first_dense_layers)), "output_router_logits": False, "router_aux_loss_coef": 0.0}
+
+
+def _refusals(a: Architecture) -> list[str]:
+    found = rows.grouped_query_refusals(a) + rows.differing(a, qk_layernorm=True, add_qkv_bias=False)
+    if a.moe is None:
+        return [*found, "a model without experts"]
+    wanted = {"moe_router_score_function": "softmax", "moe_router_enable_expert_bias": False, "moe_shared_expert_intermediate_size": None,
+              "moe_router_num_groups": None, "moe_router_topk_scaling_factor": None}
+    return found + [f"moe.{name}={getattr(a.moe, name)}" for name, value in wanted.items() if getattr(a.moe, name) != value]
+
+
+QWEN3_MOE = Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", _layer, _settings, _refusals)
 qwen3_moe.version = "1"  # type: ignore[attr-defined]
+qwen3_moe.hugging_face = (QWEN3_MOE,)  # type: ignore[attr-defined]
 
 
 @hookimpl
