@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# From a fresh checkout to R1-Zero in minutes on two cores: environment, recipe, summary. Arguments are Hydra overrides:
+# From a fresh checkout to a tiny R1 on two cores: environment, the whole recipe, scorecard, report. Arguments are those of `r1mega run`:
 #
-#   bash launch/quickstart.sh seed=1 stages.zero.steps=20
+#   bash launch/quickstart.sh                       every stage of R1, about ten minutes after installation
+#   bash launch/quickstart.sh recipe=r1_zero_tiny   a first look: R1-Zero alone, about three minutes
+#   bash launch/quickstart.sh seed=1 stages.zero.steps=50
 #
 # Run again, it resumes: what is done is not done twice. Installs nothing outside the checkout (environment: see launch/setup_env.sh).
 set -euo pipefail
@@ -10,13 +12,16 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export R1MEGA_VENV=${R1MEGA_VENV:-$REPO/.venv}
 bash "$REPO/launch/setup_env.sh"
 
-OUTPUT=""
+RECIPE="" OUTPUT=""
 for argument in "$@"; do
-    case $argument in output_dir=*) OUTPUT=${argument#output_dir=} ;; esac
+    case $argument in
+        recipe=*) RECIPE=${argument#recipe=} ;;
+        output_dir=*) OUTPUT=${argument#output_dir=} ;;
+    esac
 done
-if [ -z "$OUTPUT" ]; then
-    OUTPUT=$REPO/runs/r1_zero_tiny
-    set -- "output_dir=$OUTPUT" "$@"
+if [ -z "$RECIPE" ]; then
+    RECIPE=r1_tiny
+    set -- "recipe=$RECIPE" "$@"
 fi
-"$R1MEGA_VENV/bin/python" -m r1mega run recipe=r1_zero_tiny "$@"
-"$R1MEGA_VENV/bin/python" -m r1mega.observe.summary "$OUTPUT"
+[ -n "$OUTPUT" ] || set -- "output_dir=$REPO/runs/$RECIPE" "$@"
+exec "$R1MEGA_VENV/bin/python" -m r1mega run "$@"

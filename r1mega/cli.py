@@ -48,7 +48,14 @@ def run(argv: Sequence[str]) -> int:
     from r1mega.recipe.rebuild import Rebuild
 
     again = Rebuild(tuple(options.rebuild), options.rebuild_damaged)
-    return runner.run(recipe, host, only=options.only, from_=options.from_, again=again, dry_run=options.dry_run)
+    code = runner.run(recipe, host, only=options.only, from_=options.from_, again=again, dry_run=options.dry_run)
+    if code == 0 and not options.dry_run:
+        from rich.console import Console
+
+        from r1mega.observe import summary
+
+        summary.show(recipe.output_dir, Console())
+    return code
 
 
 def status(argv: Sequence[str]) -> int:

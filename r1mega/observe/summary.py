@@ -1,7 +1,8 @@
-"""A finished run on one screen: `python -m r1mega.observe.summary RUN_DIR`.
+"""A run on one screen, as `r1mega run` ends and `python -m r1mega.observe.summary RUN_DIR` shows it again.
 
-Shows the stages, the accuracy before and after every RL stage, a few samples in full, and where the files are. It reads what is there: a run
-that was cut short, or a stage without some metric, leaves a gap and not an error.
+A few samples in full; the scorecard, which has a row for every evaluation of a model; where the files are. A recipe that evaluates nothing shows its
+stages, and the accuracy before and after every RL stage. It reads what is there: a run that was cut short, or a stage without some metric, leaves a gap
+and not an error.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from r1mega.errors import R1MegaError, UserError
+from r1mega.observe.report import paper
 
-SAMPLES = 3  # shown per RL stage
+SAMPLES = 3  # shown of the only RL stage; of several, one each
+FEW = 4  # stages whose files are listed one by one
 LONGEST = 1200  # characters of a sample that are shown
 # metric -> how the table heads it
 COLUMNS = {"pass_at_1": "pass@1", "cons_at_k": "cons@k", "format_rate": "format", "mean_length": "length", "language_consistency": "language"}
@@ -40,12 +45,12 @@ def read_summary(run_dir: Path) -> Mapping[str, Any]:
     return summary
 
 
-def number(value: object) -> str:
-    """A metric for a person: three decimals for fractions, none for counts, a dash for what is missing."""
+def number(value: object, digits: int = 3) -> str:
+    """A metric for a person: `digits` decimals for fractions, none for counts, a dash for what is missing."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-" if value is None else str(value)
     whole = abs(value) >= 100 or (float(value).is_integer() and abs(value) > 1)
-    return f"{value:.0f}" if whole else f"{value:.3f}"
+    return f"{value:.0f}" if whole else f"{value:.{digits}f}"
 
 
 def interval(value: object) -> str:
@@ -55,15 +60,15 @@ def interval(value: object) -> str:
     return f" ± {number(value)}" if isinstance(value, int | float) else ""
 
 
-def samples(stage_dir: Path) -> list[Mapping[str, Any]]:
-    """Samples of the stage's last step that wrote some, best and worst ones first; a line cut off by a crash is left out."""
+def samples(stage_dir: Path, count: int = SAMPLES) -> list[Mapping[str, Any]]:
+    """`count` samples of the stage's last step that wrote some, the best and at the end the worst one; a line cut off by a crash is left out."""
     rows: list[Mapping[str, Any]] = [row for path in sorted(stage_dir.rglob("samples*.jsonl"))
                                      for row in _rows(path) if isinstance(row.get("completion"), str)]
     last = max((_step(row) for row in rows), default=0)
     ranked = sorted((row for row in rows if _step(row) == last), key=_reward, reverse=True)
-    if len(ranked) <= SAMPLES:
-        return ranked
-    return [*ranked[: SAMPLES - 1], ranked[-1]]
+    if count == 1 or len(ranked) <= count:
+        return ranked[:count]
+    return [*ranked[: count - 1], ranked[-1]]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -95,20 +100,53 @@ def _stage_table(stages: Mapping[str, Any]) -> Table:
     return table
 
 
+def _scorecard(stages: Mapping[str, Any], run_dir: Path) -> Table | None:
+    """A row for every evaluation, in the graph's order; None for a recipe that evaluates nothing."""
+    nodes, settings = _nodes(run_dir), _settings(run_dir)
+    table = Table("model", "measured", "pass@1", "language", "format", "tokens", title="Scorecard", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+                  show_edge=False)
+    for name, stage in stages.items():
+        if nodes.get(name, {}).get("stage") != "evaluate":
+            continue
+        source, metrics = str(nodes[name].get("inputs", {}).get("policy", "")).partition(".")[0], _metrics(stage)
+        whole = all(node in nodes for node, _ in paper.MODELS.values())  # the names mean something in the whole recipe alone
+        called = {node: f" ({model})" for model, (node, _) in paper.MODELS.items()} if whole else {}
+        evaluation = (settings.get(name) or {}).get("evaluation") or {}
+        shown = [number(metrics.get(key)) for key in ("language_consistency", "format_rate")]
+        table.add_row(escape(f"{source}{called.get(source, '')}"), escape(str(evaluation.get("metric", "-"))), _with_margin(metrics), *shown,
+                      number(metrics.get("mean_length"), 1))
+    return table if table.row_count else None
+
+
+def _with_margin(metrics: Mapping[str, Any]) -> str:
+    ends = metrics.get("pass_at_1_ci95")
+    half = f" ± {(ends[1] - ends[0]) / 2:.3f}" if isinstance(ends, list | tuple) and len(ends) == 2 else interval(ends)
+    return f"{number(metrics.get('pass_at_1'))}{half}"
+
+
+def _nodes(run_dir: Path) -> Mapping[str, Any]:
+    """The graph's nodes as the run wrote them down; none where it did not."""
+    path = run_dir / "graph.json"
+    nodes = json.loads(path.read_text(encoding="utf-8")).get("nodes") if path.is_file() else None
+    return nodes if isinstance(nodes, dict) else {}
+
+
+def _settings(run_dir: Path) -> Mapping[str, Any]:
+    """Every stage's settings."""
+    path = run_dir / "config.yaml"
+    stages = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages") if path.is_file() else None
+    return stages if isinstance(stages, dict) else {}
+
+
 def _metrics(stage: Mapping[str, Any]) -> Mapping[str, Any]:
     metrics = stage.get("metrics")
     return metrics if isinstance(metrics, dict) else {}
 
 
-def _before_after(name: str, metrics: Mapping[str, Any]) -> str | None:
-    """The line that says what RL did; None for a stage that measured no accuracy."""
-    if "pass_at_1" not in metrics:
-        return None
-    after = f"{number(metrics['pass_at_1'])}{interval(metrics.get('pass_at_1_ci95'))}"
-    before = metrics.get("pass_at_1_before")
-    if before is None:
-        return f"{name}: pass@1 {after}"
-    return f"{name}: pass@1 {number(before)}{interval(metrics.get('pass_at_1_before_ci95'))} before, {after} after"
+def _before_after(name: str, metrics: Mapping[str, Any]) -> str:
+    """The line that says what RL did."""
+    before = f"{number(metrics['pass_at_1_before'])}{interval(metrics.get('pass_at_1_ci95_before'))}"
+    return f"{name}: pass@1 {before} before, {number(metrics.get('pass_at_1'))}{interval(metrics.get('pass_at_1_ci95'))} after"
 
 
 def _show_sample(console: Console, row: Mapping[str, Any]) -> None:
@@ -124,8 +162,10 @@ def _show_sample(console: Console, row: Mapping[str, Any]) -> None:
 
 def files(run_dir: Path, stages: Mapping[str, Any]) -> list[tuple[str, Path]]:
     """What a reader may want to open next; only what exists."""
-    found = [("summary", run_dir / "summary.json"), ("report", run_dir / "report.html"), ("log", run_dir / "run.log")]
-    for name in stages:
+    found = [("report", run_dir / "report.html"), ("summary", run_dir / "summary.json"), ("log", run_dir / "run.log")]
+    if len(stages) > FEW:
+        found.append(("stages", run_dir / "stages"))
+    for name in stages if len(stages) <= FEW else ():
         stage_dir = run_dir / "stages" / name / "current"
         found += [(f"{name}: metrics", stage_dir / "metrics.jsonl"), (f"{name}: checkpoints", stage_dir / "checkpoints"),
                   (f"{name}: rollouts", stage_dir / "rollouts")]
@@ -136,22 +176,30 @@ def show(run_dir: Path, console: Console) -> None:
     """Print the summary of the run in `run_dir`. Raises `UserError` when it is none."""
     summary = read_summary(run_dir)
     stages = {name: stage for name, stage in summary["stages"].items() if isinstance(stage, dict)}
+    scorecard = _scorecard(stages, run_dir)
     console.rule(escape(f"{summary.get('recipe', run_dir.name)}, seed {summary.get('seed', '-')}"))
-    console.print(_stage_table(stages))
-    for name, stage in stages.items():
-        stage_dir = run_dir / "stages" / name / "current"
-        if "pass_at_1_before" in _metrics(stage) and (rows := samples(stage_dir)):
-            console.print(f"\nSamples of [bold]{escape(name)}[/bold]:")
+    if scorecard is None:
+        console.print(_stage_table(stages))
+    learned = [name for name, stage in stages.items() if "pass_at_1_before" in _metrics(stage)]
+    for name in learned:
+        if rows := samples(run_dir / "stages" / name / "current", SAMPLES if len(learned) == 1 else 1):
+            console.print(f"\n{'Samples' if len(rows) > 1 else 'A sample'} of [bold]{escape(name)}[/bold]:")
             for row in rows:
                 _show_sample(console, row)
     console.print()
-    for name, stage in stages.items():
-        if line := _before_after(name, _metrics(stage)):
-            console.print(f"[bold green]{escape(line)}[/bold green]", highlight=False)
-    table = Table.grid(padding=(0, 2))
+    if scorecard is not None:
+        console.print(scorecard)
+        console.print(f"\n{_progress(stages)}", highlight=False)
+    for name in learned if scorecard is None or len(learned) == 1 else ():  # of several, the scorecard has what came before
+        console.print(f"[bold green]{escape(_before_after(name, _metrics(stages[name])))}[/bold green]", highlight=False)
     for what, path in files(run_dir, stages):
-        table.add_row(escape(what), escape(str(path)))
-    console.print(table)
+        console.print(f"{escape(what)}: {escape(str(path))}", highlight=False, soft_wrap=True)  # whole, to be copied
+
+
+def _progress(stages: Mapping[str, Any]) -> str:
+    done = [stage for stage in stages.values() if stage.get("state") == "done"]
+    seconds = sum(stage.get("seconds") or 0 for stage in done)
+    return f"{len(done)} of {len(stages)} stages done, in {seconds / 60:.1f} minutes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -67,7 +67,7 @@ def test_every_command_line_composes(installed: Path) -> None:
     assert len(lines) >= 5
     code = ("import sys; sys.path.append(sys.argv[1])\nfrom r1mega import cli\n"
             f"for line in {lines!r}:\n    print('LINE', *line, 'ENDED', cli.main([*line, *([] if '--cfg' in line else ['--cfg'])]))")
-    done = subprocess.run([sys.executable, "-c", code, str(installed)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(installed)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     ended = re.findall(r"LINE (.*) ENDED (\d+)", done.stdout)
     assert [line for line, status in ended if status != "0"] == [], done.stderr

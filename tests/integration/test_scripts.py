@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -76,6 +77,46 @@ def test_an_unknown_lane_or_argument_is_refused(repo: Path, setup_env: Path, tmp
     argument = bash(setup_env, "--extra", "dev", cwd=tmp_path)
     assert argument.returncode == 1
     assert "unknown argument '--extra'" in argument.stderr
+
+
+@pytest.fixture
+def checkout(repo: Path, tmp_path: Path) -> Path:
+    """A checkout whose environment is ready, with an interpreter that prints its arguments and runs nothing."""
+    launch, python = tmp_path / "checkout" / "launch", tmp_path / "venv" / "bin" / "python"
+    launch.mkdir(parents=True)
+    shutil.copy(repo / "launch" / "quickstart.sh", launch)
+    (launch / "setup_env.sh").write_text("exit 0\n")
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    return launch.parent
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ([], ["output_dir={checkout}/runs/r1_tiny", "recipe=r1_tiny"]),
+    (["seed=1", "rollout.stop=['a b']"], ["output_dir={checkout}/runs/r1_tiny", "recipe=r1_tiny", "seed=1", "rollout.stop=['a b']"]),
+    (["recipe=r1_zero_tiny"], ["output_dir={checkout}/runs/r1_zero_tiny", "recipe=r1_zero_tiny"]),
+    (["output_dir=else where", "--dry-run"], ["recipe=r1_tiny", "output_dir=else where", "--dry-run"]),
+])
+def test_the_quickstart_runs_the_whole_recipe_unless_told_otherwise(checkout: Path, tmp_path: Path, given: list[str], expected: list[str]) -> None:
+    done = bash(checkout / "launch" / "quickstart.sh", *given, cwd=tmp_path, R1MEGA_VENV=str(tmp_path / "venv"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["-m", "r1mega", "run", *(argument.format(checkout=checkout) for argument in expected)]
+
+
+def test_the_quickstart_ends_where_the_set_up_fails(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "launch" / "setup_env.sh").write_text("exit 4\n")
+    done = bash(checkout / "launch" / "quickstart.sh", cwd=tmp_path, R1MEGA_VENV=str(tmp_path / "venv"))
+    assert (done.returncode, done.stdout) == (4, "")
+
+
+def test_what_the_quickstart_starts_is_the_whole_recipe(repo: Path, tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "r1mega", "run", "recipe=r1_tiny", f"output_dir={tmp_path / 'run'}", "--dry-run", cwd=tmp_path,
+               env={**os.environ, "PYTHONPATH": str(repo)})
+    assert done.returncode == 0, done.stderr
+    planned = {line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines() if line.split()[1:2] == ["run"]}
+    assert planned >= {"base", "zero", "cold_start", "reasoning_rl", "sft", "all_scenario_rl", "distill", "score_r1"}
+    assert not (tmp_path / "run").exists(), "a dry run leaves nothing behind"
 
 
 def test_the_summary_says_when_there_is_no_run(repo: Path, tmp_path: Path) -> None:
