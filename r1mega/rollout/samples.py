@@ -27,7 +27,7 @@ def sample_records(groups: Sequence[ScoredGroup], limit: int) -> list[dict[str, 
 
 
 def render_samples(groups: Sequence[ScoredGroup], limit: int) -> str:
-    """At most `limit` samples as plain text, best and worst of a group first; long completions lose their middle."""
+    """At most `limit` samples as plain text, best and worst of a group side by side; long completions lose their middle."""
     blocks = []
     for g, k in _pick(groups, limit):
         record = _record(groups[g], k, None)
@@ -40,10 +40,11 @@ def render_samples(groups: Sequence[ScoredGroup], limit: int) -> str:
 
 
 def _pick(groups: Sequence[ScoredGroup], limit: int) -> list[tuple[int, int]]:
-    """(group, sample) pairs: the best sample of every group, then the worst of every group, then the others, until `limit`."""
+    """(group, sample) pairs until `limit`: best and worst sample of one group after another, then the others. The best alone would flatter."""
     ranked = [_best_worst_rest(group.rewards) for group in groups]
     rounds = max((len(order) for order in ranked), default=0)
-    return [(g, order[turn]) for turn in range(rounds) for g, order in enumerate(ranked) if turn < len(order)][:limit]
+    firsts = [(g, k) for g, order in enumerate(ranked) for k in order[:2]]
+    return [*firsts, *((g, order[turn]) for turn in range(2, rounds) for g, order in enumerate(ranked) if turn < len(order))][:limit]
 
 
 def _best_worst_rest(rewards: Sequence[float]) -> list[int]:

@@ -341,14 +341,14 @@ def group(name: str, rewards: list[float], valid: list[bool] | None = None) -> S
     return ScoredGroup(RolloutGroup(prompt, completions), tuple(rewards), {"accuracy": tuple(rewards)}, tuple(valid or [True] * len(rewards)))
 
 
-def test_samples_show_best_and_worst_of_every_group_first(tmp_path: Path) -> None:
+def test_samples_show_best_and_worst_of_one_group_after_another(tmp_path: Path) -> None:
     groups = [group("a", [0.5, 1.0, 0.0]), group("b", [0.0, 1.0], [False, True])]
     advantages = [np.array([0.0, 1.2, -1.2], np.float32), np.array([np.nan, 0.5], np.float32)]
     write_samples(tmp_path / "s.jsonl", 1, groups, 4, advantages)
     write_samples(tmp_path / "s.jsonl", 2, groups, 1)
     write_samples(tmp_path / "s.jsonl", 2, groups, 1)  # the same step again, after a resume
     lines = jsonl.read(tmp_path / "s.jsonl")
-    assert [(line["step"], line["id"]) for line in lines] == [(1, "a#1"), (1, "b#1"), (1, "a#2"), (1, "b#0"), (2, "a#1")]
+    assert [(line["step"], line["id"]) for line in lines] == [(1, "a#1"), (1, "a#2"), (1, "b#1"), (1, "b#0"), (2, "a#1")]
     assert lines[0] == {"step": 1, "id": "a#1", "prompt": "User: a?", "completion": "<think>1</think>", "answer": "8", "reward": 1.0,
                         "parts": {"accuracy": 1.0}, "length": 3, "finish_reason": "stop", "advantage": pytest.approx(1.2)}
     assert (lines[3]["reward"], lines[3]["advantage"]) == (None, None)
