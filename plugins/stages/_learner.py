@@ -21,6 +21,7 @@ from r1mega.rewards.schedule import applicable
 from r1mega.rewards.scorers import ModelTerms, split_terms
 from r1mega.rollout.collect import WorkItem, generate_and_score
 from r1mega.rollout.curriculum import PromptStream, max_tokens_at
+from r1mega.rollout.evaluate import Bank
 from r1mega.rollout.experience import Sample, build_samples, split_minibatches, weigh
 from r1mega.rollout.ledger import Ledger
 from r1mega.rollout.packing import plan
@@ -29,7 +30,7 @@ from r1mega.rollout.samples import write_samples
 from r1mega.rollout.statistics import rollout_means, rollout_sums
 from r1mega.types import Prompt, SamplingParams, ScoredGroup
 
-from ._setup import Saver
+from ._setup import Saver, bank_of
 
 if TYPE_CHECKING:
     import torch
@@ -101,16 +102,17 @@ class Learner:
         elif self.sets is not None:
             self.sets.capture("reference")
 
-    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A result that is computed once for the whole stage, kept in a file across resumes."""
-        path = self.context.dir / f"{name}.json"
-        found = self.policy.ranks.max_over_ranks(float(path.exists() and self.context.rank == 0))
-        if found:
-            value: dict[str, Any] = files.read_json(path)
-            return value
-        value = compute()
+    def once(self, name: str, evaluate: Callable[[Bank], dict[str, Any]]) -> dict[str, Any]:
+        """An evaluation's result, made once for the whole stage and kept in a file across resumes; until it is there, finished units are."""
+        path, ranks, bank = self.context.dir / f"{name}.json", self.policy.ranks, bank_of(self.context, self.config.evaluation, name)
+        found = ranks.max_over_ranks(float(path.exists() and self.context.rank == 0))
+        value: dict[str, Any] = files.read_json(path) if found else evaluate(bank)
+        ranks.barrier()  # every rank is done with the bank, and what else the evaluation writes is there
         if self.context.rank == 0:
-            files.write_json(path, value, self.context.check_epoch)
+            if not found:
+                files.write_json(path, value, self.context.check_epoch)
+            self.context.check_epoch()
+            bank.drop()
         return value
 
     def export(self) -> None:
@@ -158,13 +160,10 @@ class Learner:
         return items[ranks.dp_rank:: ranks.dp_size][:share]
 
     def _unit(self, unit: int, items: Sequence[WorkItem]) -> tuple[Sequence[ScoredGroup], dict[str, float]]:
-        """One unit of the rollout. It is taken from the ledger only where every replica has banked it: they generate together or not at all."""
+        """One unit of the rollout, from the ledger where every replica has banked it."""
         ranks = self.policy.ranks
-        banked = self.ledger.load(self.rollout, unit)
-        if banked is not None and [group.group.prompt.tokens for group in banked] != [item.prompt.tokens for item in items]:
-            banked = None  # banked before the prompts were what they are now
-        if not ranks.max_over_ranks(float(banked is None)):
-            assert banked is not None
+        banked = self.ledger.load_together(self.rollout, unit, items, self.config.group_size, ranks)
+        if banked is not None:
             return banked, {}
         groups, seconds = generate_and_score(items, self.config.group_size, generator=self.generator, pool=self.pool, replica=ranks,
                                              sampling=self.sampling_now, seed=self.config.seed, step=self.rollout, terms_of=self._terms_of)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from r1mega.errors import ConfigError, R1MegaError
 from r1mega.recipe import files
 from r1mega.rewards.schedule import applicable
-from r1mega.rollout.evaluate import evaluate_problems
+from r1mega.rollout.evaluate import Bank, evaluate_problems
 from r1mega.rollout.monitor import Check, choose_problems, describe, drift, is_hacking
 from r1mega.types import EncodedPrompt
 
@@ -64,12 +64,13 @@ class Monitor:
         config = self.learner.config.monitor
         return is_hacking(drift(self.checks[:count], config.window), config)
 
-    def _look(self) -> dict[str, Any]:
+    def _look(self, bank: Bank) -> dict[str, Any]:
         learner, settings = self.learner, self.learner.config.monitor
         chosen: EvaluationConfig = learner.config.evaluation
         sampling = replace(learner.sampling_now, temperature=chosen.temperature, top_p=chosen.top_p)
         results, _ = evaluate_problems(self.problems, settings.samples, generator=learner.generator, pool=learner.pool, ranks=learner.policy.ranks,
-                                       sampling=sampling, seed=learner.config.seed, metric=settings.metric, terms_of=lambda _: (settings.metric,))
+                                       sampling=sampling, seed=learner.config.seed, metric=settings.metric, bank=bank,
+                                       terms_of=lambda _: (settings.metric,))
         return {"step": learner.step, "reward": learner.rollout_metrics["reward"], "rates": [result.rate for result in results],
                 "regime": self._regime(learner.config)}
 

@@ -99,14 +99,10 @@ class Sampler:
         return self.ranks.sum_over_replicas(totals) | {"units": units, "units_from_ledger": banked}
 
     def _unit(self, number: int, unit: int, members: Sequence[Work]) -> tuple[Sequence[ScoredGroup], bool]:
-        """Some prompts' samples of a round, and whether they are the ledger's: only where every replica has banked them, since they generate together."""
+        """Some prompts' samples of a round, and whether they are the ledger's, where every replica has banked its own."""
         items = [work.item for work in members]
-        banked = self.ledger.load(number, unit)
-        if banked is not None and [(group.group.prompt.tokens, group.group.completions[0].id) for group in banked] != [
-                (item.prompt.tokens, item.sample_id(0)) for item in items]:
-            banked = None  # banked under another layout
-        if not self.ranks.max_over_ranks(float(banked is None)):
-            assert banked is not None
+        banked = self.ledger.load_together(number, unit, items, self.config.samples_per_round, self.ranks)
+        if banked is not None:
             return banked, True
         groups, _ = generate_and_score(items, self.config.samples_per_round, generator=self.generator, pool=self.pool, replica=self.ranks,
                                        sampling=self.sampling, seed=self.config.seed, step=number, terms_of=lambda prompt: terms_of(self.config, prompt))

@@ -15,6 +15,7 @@ from r1mega.errors import ConfigError
 from r1mega.observe.progress import StageProgress
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
+from r1mega.rollout.evaluate import Bank
 from r1mega.rollout.prompts import drop_too_long, encode_prompt
 from r1mega.types import EncodedPrompt, Prompt, SamplingParams
 
@@ -37,6 +38,12 @@ class EvaluationConfig:
     top_p: float = 1.0
     metric: str = "accuracy"  # the reward term that says whether a sample is correct
     every: int = 0  # also after every so many steps; 0: before and after only
+    samples_per_unit: int = 512  # what is generated, scored and banked at once, at least one problem's samples; per replica
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "samples_per_unit"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name}={getattr(self, name)}: must be at least 1")
 
 
 def make(kind: str, choice: Any, **arguments: Any) -> Any:
@@ -97,6 +104,11 @@ def encode_prompts(prompts: Sequence[Prompt], split: str, config: StageCommon, t
         _log.warning("%d of %d %s prompts are longer than %d tokens and are left out (model.max_position_embeddings less rollout.max_tokens)",
                      dropped, dropped + len(kept), split, room)
     return kept
+
+
+def bank_of(context: StageContext, settings: EvaluationConfig, name: str) -> Bank:
+    """Where the stage's evaluation of this name keeps its finished units."""
+    return Bank(context.rollouts / "evaluations" / name, settings.samples_per_unit, context.check_epoch)
 
 
 def seal_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:

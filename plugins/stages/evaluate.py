@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from r1mega import hookimpl
@@ -11,14 +12,14 @@ from r1mega.config import Plugin, RewardConfig, StageCommon
 from r1mega.data.records import read_prompts
 from r1mega.hookspecs import Register, Tokenizer
 from r1mega.recipe.context import StageContext
-from r1mega.recipe.files import write_json
+from r1mega.recipe.files import read_json, write_json
 from r1mega.rewards.pool import RewardPool
-from r1mega.rollout.evaluate import evaluate_problems
+from r1mega.rollout.evaluate import Bank, evaluate_problems
 from r1mega.rollout.metrics_eval import ProblemResult, summarise
 from r1mega.rollout.samples import sample_records, write_samples
 from r1mega.types import EncodedPrompt
 
-from ._setup import EvaluationConfig, encode_prompts, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+from ._setup import EvaluationConfig, bank_of, encode_prompts, encode_split, load_tokenizer, make_generator, make_policy, make_task, sampling_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Evaluate:
         config = self.config
         tokenizer = load_tokenizer(config, context.inputs["policy"])
         policy = make_policy(config, tokenizer, optimizer=None)
+        report, bank = context.output("report") / "report.json", bank_of(context, config.evaluation, "report")
+        if policy.ranks.max_over_ranks(float(context.rank == 0 and report.is_file())):  # a killed attempt had come so far
+            return _finished(report, bank, context)
         artifact.load_artifact(policy, context.inputs["policy"])
         generator = make_generator(config.rollout, policy, tokenizer)
         settings = config.evaluation
@@ -60,20 +64,21 @@ class Evaluate:
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
         try:
             results, groups = evaluate_problems(prompts, settings.samples, generator=generator, pool=pool, ranks=policy.ranks, sampling=sampling,
-                                                seed=config.seed, metric=settings.metric)
+                                                seed=config.seed, metric=settings.metric, bank=bank)
         finally:
             if pool is not None:
                 pool.close()
         metrics = summarise(results, config.seed)
         shown = policy.ranks.gather_replicas(sample_records(groups, config.samples_logged))
-        if context.rank == 0:
-            context.output("report").mkdir(parents=True, exist_ok=True)
-            samples = [record for part in shown for record in part]
-            write_json(context.output("report") / "report.json", {**metrics, "problems_detail": _detail(results), "samples": samples},
-                       context.check_epoch)
         if policy.ranks.dp_rank == 0 and policy.ranks.is_lead:
             context.rollouts.mkdir(parents=True, exist_ok=True)
             write_samples(context.rollouts / "samples.jsonl", 0, groups, config.samples_logged)
+        policy.ranks.barrier()  # every rank is done with the bank
+        if context.rank == 0:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            samples = [record for part in shown for record in part]
+            write_json(report, {**metrics, "problems_detail": _detail(results), "samples": samples}, context.check_epoch)
+            bank.drop()
         policy.ranks.barrier()
         return metrics
 
@@ -83,6 +88,14 @@ class Evaluate:
             return encode_split(make_task(config), "test", config, tokenizer, max_tokens, limit)
         prompts = read_prompts(context.inputs["prompts"])
         return encode_prompts(prompts[:limit] if limit else prompts, "given", config, tokenizer, max_tokens)
+
+
+def _finished(report: Path, bank: Bank, context: StageContext) -> dict[str, Any]:
+    """The metrics of a report that is written; its bank is needed no more."""
+    if context.rank == 0:
+        context.check_epoch()
+        bank.drop()
+    return {name: value for name, value in read_json(report).items() if name not in ("problems_detail", "samples")}
 
 
 def _detail(results: Sequence[ProblemResult]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from r1mega import hookimpl
@@ -18,7 +19,7 @@ from r1mega.recipe.context import StageContext
 from r1mega.rewards.schedule import check_covered, check_measurable
 from r1mega.rewards.scorers import ModelTerms, build_scorers, split_terms
 from r1mega.rollout.curriculum import PromptStream, StepWindow, TokenCap, changes, check_caps
-from r1mega.rollout.evaluate import evaluate
+from r1mega.rollout.evaluate import Bank, evaluate
 from r1mega.rollout.monitor import MonitorConfig
 from r1mega.rollout.samples import write_samples
 from r1mega.split import bare_question, text_id
@@ -119,17 +120,17 @@ class RL:
         learner = self._learner(context)
         with learner, Reporter(context, self.config.steps, learner.step) as reporter:
             monitor = Monitor.of(learner, self._held_out)
-            before = learner.once("evaluation_before", lambda: self._evaluate(learner, context))
+            before = learner.once("evaluation_before", partial(self._evaluate, learner))
             while learner.step < self.config.steps:
                 if self._evaluation_due(learner.step):
-                    learner.once(f"evaluation_{learner.step:08d}", lambda: self._evaluate(learner, context))
+                    learner.once(f"evaluation_{learner.step:08d}", partial(self._evaluate, learner))
                 groups = learner.collect()
                 monitor.watch()
                 for minibatch in learner.minibatches(groups):
                     metrics = learner.update(minibatch)
                     reporter.step(learner.step, metrics)
                 learner.end_rollout()
-            after = self._evaluate(learner, context)
+            after = learner.once("evaluation_after", partial(self._evaluate, learner))
         learner.export()
         watched = {"monitor_flags": monitor.flags} if self.config.monitor.every else {}
         ends = after | {f"{name}_before": value for name, value in before.items()}
@@ -174,14 +175,14 @@ class RL:
             check_covered(config.reward.terms, stream.domains(step), step)
         return stream
 
-    def _evaluate(self, learner: Learner, context: StageContext) -> dict[str, Any]:
+    def _evaluate(self, learner: Learner, bank: Bank) -> dict[str, Any]:
         """The held-out problems under the current weights, by the rules alone: a reward model does not judge what it has trained."""
         settings, step = self.config.evaluation, learner.step
         sampling = replace(learner.sampling_now, temperature=settings.temperature, top_p=settings.top_p)
         metrics, groups = evaluate(self._held_out, settings.samples, generator=learner.generator, pool=learner.pool, ranks=learner.policy.ranks,
-                                   sampling=sampling, seed=self.config.seed, metric=settings.metric)
+                                   sampling=sampling, seed=self.config.seed, metric=settings.metric, bank=bank)
         if learner.writes:
-            write_samples(context.rollouts / "samples_held_out.jsonl", step, groups, 4 * self.config.samples_logged)
+            write_samples(learner.context.rollouts / "samples_held_out.jsonl", step, groups, 4 * self.config.samples_logged)
         return metrics
 
 

@@ -1,7 +1,8 @@
 """The durable bank of finished rollouts: what is committed is never generated again, whatever dies.
 
-A step's rollouts are cut into units fixed by (seed, step). A unit with its rewards is one file, `replica_<r>/step_<s>/unit_<u>.bank`, that is
-there whole or not at all: written under a temporary name, flushed to the disk, renamed, and the folder flushed too.
+A step's rollouts, and an evaluation's samples, are cut into units fixed by the settings and the layout. A unit with its rewards is one file,
+`replica_<r>/step_<s>/unit_<u>.bank`, that is there whole or not at all: written under a temporary name, flushed to the disk, renamed, and the folder
+flushed too.
 """
 
 from __future__ import annotations
@@ -13,16 +14,26 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from r1mega.errors import R1MegaError, UserError
 from r1mega.recipe import files
 from r1mega.rollout.codec import CorruptUnitError, UnitPayload, decode, encode
 from r1mega.types import ScoredGroup
 
+if TYPE_CHECKING:
+    from r1mega.rollout.collect import WorkItem
+
 log = logging.getLogger(__name__)
 
 _UNIT = re.compile(r"unit_(\d+)\.bank")
 _STEP = re.compile(r"step_(\d+)")
+
+
+class AllRanks(Protocol):
+    """What `Ledger.load_together` needs of `policy.ranks.Ranks`."""
+
+    def max_over_ranks(self, value: float) -> float: ...
 
 
 class Ledger:
@@ -58,6 +69,17 @@ class Ledger:
         except CorruptUnitError as error:
             log.warning("%s: damaged: %s; unit %d of step %d will be generated again", path, error, unit, step)
             return None
+
+    def load_together(self, step: int, unit: int, items: Sequence[WorkItem], samples: int, ranks: AllRanks) -> UnitPayload | None:
+        """The unit, if every replica has banked its own: `samples` samples of each of its `items`. Replicas generate a unit together or not at all.
+
+        A unit of other prompts or other samples, banked before the settings or the layout were what they are now, counts as missing. A collective.
+        """
+        banked = self.load(step, unit)
+        wanted = [(item.prompt.tokens, [item.sample_id(k) for k in range(samples)]) for item in items]
+        if banked is not None and [(group.group.prompt.tokens, [made.id for made in group.group.completions]) for group in banked] != wanted:
+            banked = None
+        return None if ranks.max_over_ranks(float(banked is None)) else banked
 
     def units(self, step: int) -> list[int]:
         """The units of `step` that have a file, ascending. One of them may still turn out damaged when loaded."""
