@@ -89,7 +89,8 @@ def _lines(path: Path, rows: Any) -> None:
 
 def _metrics(stage: str, at: int) -> dict[str, Any]:
     if stage not in ("rl", "evaluate"):
-        return {"loss": 1.0 / (at + 1), "steps": 10, "accuracy_held_out": 0.875} if stage in _CURVES else {"samples": 800 - at, "correct": 1.0}
+        trained = {"loss": 1.0 / (at + 1), "steps": 10, "accuracy_held_out": 0.875, **_flops(training=3e12 * (at + 1))}
+        return trained if stage in _CURVES else {"samples": 800 - at, "correct": 1.0}
     point = min(0.97, 0.3 + 0.03 * at)
     found = {"problems": 500, "samples_per_problem": 4, "pass_at_1": point, "pass_at_1_ci95": [point - 0.02, point + 0.02], "pass_at_2": point + 0.01,
              "pass_at_4": min(1.0, point + 0.02), "cons_at_k": min(1.0, point + 0.05), "mean_length": 20.5 + at, "format_rate": 0.99,
@@ -97,15 +98,21 @@ def _metrics(stage: str, at: int) -> dict[str, Any]:
     if stage == "rl":
         found |= {f"{name}_before": value for name, value in found.items()}
         found |= {"pass_at_1_before": point / 2, "pass_at_1_ci95_before": [point / 2 - 0.02, point / 2 + 0.02], "steps": 300}
+        found |= _flops(training=9e12, inference=3.5e12 * at, generation=2.25e13, evaluation=4e12)
     else:
         found["by_domain"] = {"math": {"problems": 300, "pass_at_1": point}, "logic": {"problems": 200, "pass_at_1": point / 2}}
     return found
 
 
+def _flops(**kinds: float) -> dict[str, float]:
+    return {"model_flops": sum(value for kind, value in kinds.items() if kind != "evaluation"), **{f"flops_{kind}": value for kind, value in kinds.items()}}
+
+
 def _step(stage: str, step: int, steps: int, draw: random.Random) -> dict[str, Any]:
     done = step / steps
     row: dict[str, Any] = {"step": step, "time": 1.7e9 + step, "loss": 3 * math.exp(-4 * done) + draw.gauss(0, 0.05), "grad_norm": 1 + abs(draw.gauss(0, 0.3)),
-                           "lr": 1e-4, "tokens_per_second": 9000 + draw.gauss(0, 400), "train_seconds": 0.08}
+                           "lr": 1e-4, "tokens_per_second": 9000 + draw.gauss(0, 400), "train_seconds": 0.08,
+                           "flops": 3e10, "flops_training": 3e10}
     if step == 5:
         row["grad_norm"] = "nan"
     if stage == "rl":
@@ -113,7 +120,8 @@ def _step(stage: str, step: int, steps: int, draw: random.Random) -> dict[str, A
         row |= {"reward": accuracy + language + 0.9, "reward/accuracy": accuracy, "reward/format": 0.9, "reward/language_consistency": language,
                 "accuracy": accuracy, "language_consistency": language, "length": 18 + 14 * done + draw.gauss(0, 1), "kl": 0.02 * done + draw.random() / 500,
                 "entropy": 0.4 - 0.3 * done, "clip_fraction": 0.002 + draw.random() / 1000, "mismatch": 1e-7 * draw.random(), "generate_seconds": 0.05,
-                "score_seconds": 0.001, "logprob_seconds": 0.02, "groups_zero_variance": float(draw.randrange(6))}
+                "score_seconds": 0.001, "logprob_seconds": 0.02, "groups_zero_variance": float(draw.randrange(6)),
+                "flops": 1.2e11 + 1e10 * done, "flops_inference": 1e10, "flops_generation": 8e10 + 1e10 * done}
     return row
 
 

@@ -14,6 +14,7 @@ from r1mega import hookimpl
 from r1mega.config import CheckpointConfig, OptimizerConfig, StageCommon
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
+from r1mega.policy import flops
 from r1mega.recipe.context import StageContext
 from r1mega.rollout.packing import plan
 from r1mega.types import TrainSequence
@@ -73,6 +74,8 @@ class Pretrain:
         loaded = checkpoint.load_latest(policy, context.checkpoints)
         start = loaded.step if loaded else 0
         metrics: dict[str, Any] = dict(loaded.extra) if loaded else {}
+        meter = flops.Meter.of(policy)
+        meter.resume(metrics.get("flops"))
         with Reporter(context, config.steps, start) as reporter:
             for step in range(start + 1, config.steps + 1):
                 began = time.perf_counter()
@@ -80,16 +83,17 @@ class Pretrain:
                 packed = plan([len(s) for s in sequences], None, config.micro_batch_tokens, policy.ranks.dp_size)
                 batches = [make_microbatch([sequences[i] for i in members], policy.pad_multiple) for members in packed.microbatches[policy.ranks.dp_rank]]
                 result = policy.train_step(batches, next_token_loss)
+                meter.add("training", flops.sequences(len(s) for s in sequences))
                 seconds = time.perf_counter() - began
                 metrics = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "tokens_per_second": packed.tokens / seconds,
-                           "packing_fill": packed.fill, "seconds": seconds}
+                           "packing_fill": packed.fill, "seconds": seconds} | meter.step()
                 reporter.step(step, metrics)
                 if saver.due(step, step - 1, config.steps):
-                    saver.save(step, {"loss": result.loss})
+                    saver.save(step, {"loss": result.loss, "flops": dict(meter.totals)})
         saver.finish()
         artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
                                  before_rename=context.check_epoch)
-        return {"loss": metrics.get("loss"), "steps": config.steps}
+        return {"loss": metrics.get("loss"), "steps": config.steps} | meter.metrics()
 
     def _tokenizer(self, context: StageContext, task: Any) -> Tokenizer:
         """Train the tokenizer on rank 0 (once: a resumed stage finds it), load it everywhere."""

@@ -15,6 +15,7 @@ from r1mega.config import CheckpointConfig, OptimizerConfig, StageCommon
 from r1mega.data.judged import Example, hold_out, read_examples
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
+from r1mega.policy import flops
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.model import RewardCard, last_values
 from r1mega.rollout.packing import plan
@@ -86,6 +87,8 @@ class RewardModelStage:
         start = loaded.step if loaded else 0
         loss_fn = pairwise_loss if config.kind == "helpful" else pointwise_loss
         loss = loaded.extra["loss"] if loaded else None
+        meter = flops.Meter.of(policy)
+        meter.resume(loaded.extra.get("flops") if loaded else None)
         with Reporter(context, steps, start) as reporter:
             for step in range(start + 1, steps + 1):
                 began = time.perf_counter()
@@ -94,20 +97,22 @@ class RewardModelStage:
                 chosen = [train[index] for index in order[place * config.batch_size: (place + 1) * config.batch_size]]
                 batches, fill = self._packed(policy, chosen)
                 result = policy.train_step(batches, loss_fn)
+                meter.add("training", _work(chosen))
                 loss, count = result.loss, result.sums["loss_tokens"]
                 reporter.step(step, {"loss": loss, "accuracy": result.sums["correct"] / count, "margin": result.sums["margin"] / count, "lr": result.lr,
-                                     "grad_norm": result.grad_norm, "packing_fill": fill, "seconds": time.perf_counter() - began})
+                                     "grad_norm": result.grad_norm, "packing_fill": fill, "seconds": time.perf_counter() - began} | meter.step())
                 if saver.due(step, step - 1, steps):
-                    saver.save(step, {"loss": loss})
+                    saver.save(step, {"loss": loss, "flops": dict(meter.totals)})
         saver.finish()
         measured, card = self._measure(policy, held_out)
+        meter.add("evaluation", _work(held_out))
 
         def complete(folder: Path) -> None:
             seal_checkpoint(folder, tokenizer)
             card.save(folder)
 
         artifact.export_artifact(policy, context.output("reward_model"), complete=complete, before_rename=context.check_epoch)
-        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped}
+        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped} | meter.metrics()
 
     def _packed(self, policy: Policy, examples: Sequence[Example]) -> tuple[list[MicroBatch], float]:
         """This replica's micro-batches; the responses of a pair stay together, chosen first."""
@@ -129,6 +134,11 @@ class RewardModelStage:
         card = RewardCard(config.kind, config.template.prompt, config.template.turn, float(scores.mean()), float(scores.std()))
         gap = float(scores[verdicts > 0].mean() - scores[verdicts < 0].mean()) if (verdicts > 0).any() and (verdicts < 0).any() else None
         return {"held_out_accuracy": float(right.mean()), "held_out_gap": gap, "held_out": len(held_out)}, card
+
+
+def _work(examples: Sequence[Example]) -> flops.Work:
+    """Of one pass over the examples of all replicas."""
+    return flops.sequences(len(sequence) for example in examples for sequence in example.sequences)
 
 
 def last_of_each(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

@@ -13,6 +13,7 @@ from r1mega.data.chat import check_template
 from r1mega.data.corpus import Corpus, EncodedRows, survey
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
+from r1mega.policy import flops
 from r1mega.recipe.context import StageContext
 from r1mega.rollout.packing import PackingPlan, plan
 
@@ -73,20 +74,27 @@ class SFT:
         loaded = checkpoint.load_latest(policy, context.checkpoints)
         start = loaded.step if loaded else 0
         kept: dict[str, Any] = dict(loaded.extra) if loaded else {"validation_loss_before": self._validate(policy, corpus)}
+        meter, validation = flops.Meter.of(policy), _work(corpus, corpus.held_out.tolist())
+        meter.resume(kept.pop("flops", None))
+        if loaded is None:
+            meter.add("evaluation", validation)
         with Reporter(context, steps, start) as reporter:
             for step in range(start + 1, steps + 1):
                 began = time.perf_counter()
                 epoch, indices = corpus.batch(step, config.batch_size, config.seed)
                 batches, packed = self._packed(policy, corpus, indices)
                 result = policy.train_step(batches, response_loss)
+                meter.add("training", _work(corpus, indices))
                 kept["loss"], seconds = result.loss, time.perf_counter() - began
                 reporter.step(step, {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr, "epoch": epoch + 1, "samples": len(indices),
-                                     "tokens_per_second": packed.tokens / seconds, "packing_fill": packed.fill, "seconds": seconds} | _means(result.sums))
+                                     "tokens_per_second": packed.tokens / seconds, "packing_fill": packed.fill, "seconds": seconds}
+                              | _means(result.sums) | meter.step())
                 if saver.due(step, step - 1, steps):
-                    saver.save(step, kept)
+                    saver.save(step, kept | {"flops": dict(meter.totals)})
         saver.finish()
+        meter.add("evaluation", validation)
         metrics = {"validation_loss": self._validate(policy, corpus)} | kept | {"samples": len(corpus.train), "held_out": len(corpus.held_out),
-                          "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens}
+                          "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens} | meter.metrics()
         artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
                                  before_rename=context.check_epoch)
         return metrics
@@ -136,6 +144,11 @@ class SFT:
                 sums["tokens"] += float((batch.weights > 0).sum())
         totals = policy.ranks.sum_over_replicas(sums)
         return totals["loss"] / totals["tokens"] if totals["tokens"] else None
+
+
+def _work(corpus: Corpus, indices: Sequence[int]) -> flops.Work:
+    """Of one pass over these samples, those of all replicas."""
+    return flops.sequences(int(corpus.lengths[i]) for i in indices)
 
 
 def response_loss(logprobs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:

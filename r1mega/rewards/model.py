@@ -71,10 +71,16 @@ class RewardModelScorer:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """A reward in [0, 1] for each of this replica's responses. A collective: every replica calls it, also with nothing to score."""
-        tokens = [judged_tokens(prompt, response, SCOPES[self.card.kind], self._template, self._tokenizer)
-                  for prompt, response in zip(prompts, responses, strict=True)]
         with self._sets.use(self.card.kind):
-            return [self.card.score(value) for value in last_values(self._policy, tokens, self._bin)]
+            return [self.card.score(value) for value in last_values(self._policy, self._tokens(prompts, responses), self._bin)]
+
+    def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+        """How many tokens `score` reads of each."""
+        return [len(row) for row in self._tokens(prompts, responses)]
+
+    def _tokens(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[np.ndarray]:
+        return [judged_tokens(prompt, response, SCOPES[self.card.kind], self._template, self._tokenizer)
+                for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def last_values(policy: Policy, tokens: Sequence[np.ndarray], micro_batch_tokens: int) -> list[float]:

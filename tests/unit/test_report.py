@@ -67,7 +67,7 @@ def test_the_page_is_whole_and_every_link_leads_somewhere(html: str) -> None:
     assert len(ids) == len(set(ids)), "an id is there twice"
     targets = {href for _, attributes in page.tags if (href := attributes.get("href")) and href != "data:,"}
     assert {target for target in targets if not (target.startswith("#") and target[1:] in ids)} == set()
-    assert {"graph", "scorecard", "growth", "words", "stages", "drops", "time", "rollouts"} <= set(ids)
+    assert {"graph", "scorecard", "growth", "words", "stages", "drops", "time", "compute", "rollouts"} <= set(ids)
     assert {f"stage-{node}" for node in report_run.R1} <= set(ids)
 
 
@@ -98,6 +98,43 @@ def test_the_scorecard_has_our_figures_and_the_papers(html: str) -> None:
                    "R1-Zero: RL from the base model, rules alone; here zero"):
         assert figure in text
     assert "pass@1 by benchmark or domain" in text
+
+
+def text_of(html: str, section: str) -> str:
+    part = html[html.index(f'<section id="{section}"'):] if f'<section id="{section}"' in html else html[html.index(f'id="{section}"'):]
+    return Reader(f"<div>{part[part.index('>') + 1: part.index('</section>')]}</div>").text
+
+
+def test_compute_is_told_by_stage_and_beside_what_it_made_of_a_checkpoint(run: Path, html: str) -> None:
+    told = text_of(html, "compute")
+    assert "base6T6T–––" in told, "a stage that trains alone"
+    assert "zero38.5T9T7T22.5T4T" in told, "the sum of training, inference and generation; evaluation apart"
+    same = told[told.index("Trained from the checkpoint of student_base"):]
+    assert "distill_student sft39T0.900" in same
+    assert "student_rl rl" in same
+    assert "score_distill_student" in same, "measured alike: by the stage that measures alone"
+    card = text_of(html, "scorecard")
+    assert "problemsFLOPs" in card
+    assert "zero before0.180 0.160 to 0.200" in card
+    row = card[card.index("zero before"): card.index("reasoning_rl before")]
+    before, after = row.split("zero after")
+    assert before.endswith("6T"), "what it began with is base's work"
+    assert after.endswith("38.5T")
+    stages = {stage.name: stage for stage in collect(run).stages}
+    assert stages["score_zero"].model_flops is None
+    assert stages["zero"].starts_from == "base"
+
+
+def test_a_stage_that_has_not_finished_tells_what_its_steps_told(tmp_path: Path) -> None:
+    folder = report_run.make(tmp_path / "run", {name: report_run.R1[name] for name in ("base", "zero")})
+    stages = {stage.name: stage for stage in collect(folder).stages}
+    assert stages["zero"].state == "failed"
+    assert stages["zero"].flops == pytest.approx({"training": 300 * 3e10, "inference": 300 * 1e10, "generation": 300 * 8e10 + 1e10 * 150.5})
+
+
+def test_rollouts_show_advantages(html: str) -> None:
+    assert re.search(r"advantage [+-]\d\.\d{3}", html)
+    assert "no gradient" in html
 
 
 def test_sections_without_data_are_left_out(tmp_path: Path) -> None:

@@ -288,6 +288,17 @@ def test_a_scorer_term_adds_to_the_groups_of_its_domain_in_its_window() -> None:
     np.testing.assert_allclose(helpful.rewards, 0.5 + 2.0)
 
 
+def test_the_tokens_that_scorers_read_are_told() -> None:
+    class Reader(Brevity):
+        def lengths(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[int]:
+            return [len(prompt.question) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+
+    groups = [scored("math", [1.0]), scored("helpful", [0.5, 0.5])]
+    terms = ModelTerms({"helpful": HELPFUL, "other": HELPFUL}, {"helpful": Reader(), "other": Brevity()}, Alone())
+    assert terms.lengths(groups, 1299) == []
+    assert terms.lengths(groups, 1300) == [len("helpful") + len("5")] * 2, "of the summary, and of the scorer that can tell"
+
+
 def test_a_scorer_is_called_on_a_replica_without_texts_too() -> None:
     """Its `score` is a collective: who has nothing to score must still take part."""
     calls = []

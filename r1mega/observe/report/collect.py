@@ -21,6 +21,7 @@ EVALUATION = (*SCORES, "pass_at_1_ci95", "mean_length", "problems", "samples_per
 DOMAINS = "by_domain"  # under this key an evaluation repeats its figures by domain
 _PASS_AT_K = re.compile(r"pass_at_[2-9]\d*|pass_at_1\d+")
 _PHASES = {"generate_seconds": "generate", "score_seconds": "score", "logprob_seconds": "log-probs", "train_seconds": "train"}
+FLOPS = ("training", "inference", "generation", "evaluation")  # kinds of compute; the last is not in the sum
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,23 @@ class Stage:
     @property
     def seconds(self) -> float | None:
         return self.manifest.seconds if self.manifest and self.manifest.seconds else None
+
+    @property
+    def starts_from(self) -> str | None:
+        """The node whose checkpoint this one trains or measures."""
+        return next((one.source for one in self.inputs if one.kind == "Checkpoint"), None)
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """By kind; of a stage that has not finished, what its steps have told."""
+        found = {kind: number(self.metrics.get(f"flops_{kind}")) for kind in FLOPS}
+        told = {kind: sum(self.history[f"flops_{kind}"].values) for kind in FLOPS if f"flops_{kind}" in self.history}
+        return told | {kind: value for kind, value in found.items() if value is not None}
+
+    @property
+    def model_flops(self) -> float | None:
+        """All but evaluation; None where nothing was counted."""
+        return sum(value for kind, value in self.flops.items() if kind != "evaluation") or None
 
     @property
     def evaluations(self) -> list[Evaluation]:

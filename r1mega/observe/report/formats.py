@@ -48,6 +48,26 @@ def table(heads: Sequence[object], rows: Sequence[Sequence[object]], *, caption:
                aria_label=caption)
 
 
+def stage_link(name: str) -> Html:
+    """A stage's name, leading to its section."""
+    return tag("a", name, href=f"#stage-{name}")
+
+
+def bar(parts: Sequence[tuple[str, float]]) -> Html:
+    """Shares of a whole beside each other, each in its name's colour."""
+    pieces = [tag("i", class_=_colour(name), style=f"width:{100 * share:.2f}%") for name, share in parts if share > 0]
+    return tag("span", pieces, class_="bars", aria_hidden="true")
+
+
+def legend(names: Sequence[str]) -> Html:
+    """The colours of a table's bars."""
+    return tag("ul", [tag("li", tag("i", class_=f"swatch {_colour(name)}"), name) for name in names], class_="legend")
+
+
+def _colour(name: str) -> str:
+    return f"p-{name.replace('-', '')}"
+
+
 def section(identity: str, title: str, *content: object, intro: object = None) -> Html:
     """A section with its heading."""
     return tag("section", tag("h2", title, id=f"{identity}-title"), tag("p", intro, class_="intro") if intro else None, content, id=identity,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from datetime import datetime
 from importlib import resources
 
 from r1mega.observe.report import graph, stages
 from r1mega.observe.report.collect import Run, Stage
-from r1mega.observe.report.formats import duration, section, table
-from r1mega.observe.report.markup import Html, escape, join, tag
+from r1mega.observe.report.compute import compute
+from r1mega.observe.report.formats import bar, duration, legend, section, stage_link, table
+from r1mega.observe.report.markup import Html, join, tag
 from r1mega.observe.report.rollouts import Rollouts
 from r1mega.observe.report.scorecard import scorecard
 from r1mega.observe.report.transcripts import reflective_words, transcripts
@@ -23,7 +23,8 @@ def render(run: Run, rollouts: Rollouts) -> str:
     """The HTML of a run's report."""
     sections = [("graph", "Graph", _graph(run)), ("scorecard", "Scorecard", scorecard(run)), ("growth", "Across stages", stages.across(run)),
                 ("words", "Words", reflective_words(rollouts)), ("stages", "Stages", stages.stage_sections(run)), ("drops", "Data", _drops(run)),
-                ("time", "Time", _time(run)), ("rollouts", "Rollouts", transcripts(run, rollouts))]
+                ("time", "Time", _time(run)),
+                ("compute", "Compute", compute(run)), ("rollouts", "Rollouts", transcripts(run, rollouts))]
     shown = [(name, label, content) for name, label, content in sections if content]
     links = tag("nav", tag("ul", [tag("li", tag("a", label, href=f"#{name}")) for name, label, _ in shown]), aria_label="Sections")
     toggle = tag("button", "Colours: automatic", type="button", id="theme", hidden=True)
@@ -81,8 +82,8 @@ def _graph(run: Run) -> Html:
     texts = {stage.name: _node_text(stage) for stage in run.stages}
     drawings = [graph.draw(graph.arrange(parents, style), texts, name) for style, name in ((graph.WIDE, "wide"), (graph.NARROW, "narrow"))]
     used = dict.fromkeys(stage.state for stage in run.stages)
-    legend = tag("ul", [tag("li", tag("span", f"{graph.SIGNS.get(state, '?')} {state}", class_=f"badge {state}")) for state in used], class_="legend")
-    return section("graph", "Stage graph", drawings, legend, intro="Every box leads to its stage.")
+    states = tag("ul", [tag("li", tag("span", f"{graph.SIGNS.get(state, '?')} {state}", class_=f"badge {state}")) for state in used], class_="legend")
+    return section("graph", "Stage graph", drawings, states, intro="Every box leads to its stage.")
 
 
 def _node_text(stage: Stage) -> graph.NodeText:
@@ -100,7 +101,7 @@ def _drops(run: Run) -> Html | None:
         for artifact, reasons in stage.drops.items():
             ranked = sorted(reasons.items(), key=lambda one: -one[1])
             most, total = max(1, ranked[0][1]), sum(reasons.values())
-            rows = [[reason.replace("_", " "), f"{count:,}", f"{100 * count / total:.1f}%" if total else "–", _bar([("drop", count / most)])]
+            rows = [[reason.replace("_", " "), f"{count:,}", f"{100 * count / total:.1f}%" if total else "–", bar([("drop", count / most)])]
                     for reason, count in ranked]
             blocks.append(table(["reason", "rows", "share", ""], rows, caption=f"{stage.name}: {total:,} rows left out of {artifact}"))
     return section("drops", "Rows left out of datasets", tag("div", blocks, class_="pair")) if blocks else None
@@ -112,18 +113,9 @@ def _time(run: Run) -> Html | None:
         return None
     longest = max(sum(phases.values()) for _, phases in spent)
     used = [name for name in _PHASES if any(name in phases for _, phases in spent)]
-    rows = [[tag("a", stage.name, href=f"#stage-{stage.name}"), _bar([(name, phases.get(name, 0) / longest) for name in used]),
+    rows = [[stage_link(stage.name), bar([(name, phases.get(name, 0) / longest) for name in used]),
              *(duration(phases.get(name)) for name in used), duration(sum(phases.values()))] for stage, phases in spent]
-    legend = tag("ul", [tag("li", tag("i", class_=f"swatch {_slug(name)}"), name) for name in used], class_="legend")
-    return section("time", "Wall time by phase", legend, table(["stage", "", *used, "sum"], rows, caption="Time of each stage by phase", numeric=2),
+    return section("time", "Wall time by phase", legend(used), table(["stage", "", *used, "sum"], rows, caption="Time of each stage by phase", numeric=2),
                    intro="Summed over the steps, as the first rank measured them; score is only what generation did not hide, other is start-up, "
                          "evaluation and checkpoints.")
 
-
-def _bar(parts: Sequence[tuple[str, float]]) -> Html:
-    pieces = [tag("i", class_=_slug(name), style=f"width:{100 * share:.2f}%") for name, share in parts if share > 0]
-    return tag("span", pieces, class_="bars", aria_hidden="true")
-
-
-def _slug(name: str) -> str:
-    return f"p-{escape(name.replace('-', ''))}"

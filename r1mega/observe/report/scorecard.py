@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from r1mega.observe.report import paper
-from r1mega.observe.report.collect import Evaluation, Run
-from r1mega.observe.report.formats import figure, section, table
+from r1mega.observe.report.charts import compact
+from r1mega.observe.report.collect import Evaluation, Run, Stage
+from r1mega.observe.report.formats import figure, section, stage_link, table
 from r1mega.observe.report.markup import Html, join, tag
 
 _COLUMNS = {"cons_at_k": "cons@k", "mean_length": "tokens", "format_rate": "format", "language_consistency": "language",
@@ -21,21 +22,31 @@ def scorecard(run: Run) -> Html | None:
     if not evaluations:
         return None
     whole = [one for one in evaluations if not one.benchmark]
-    ours = tag("div", _whole(whole) if whole else None, _by_benchmark([one for one in evaluations if one.benchmark]))
+    ours = tag("div", _whole(run, whole) if whole else None, _by_benchmark([one for one in evaluations if one.benchmark]))
     intro = ("pass@1 is the share of correct samples, with its 95% bootstrap interval over problems; cons@k is the share of problems whose most common "
-             "answer is correct; language is the share of words in the prompt's language.")
+             "answer is correct; language is the share of words in the prompt's language. FLOPs are those of the stage that made the checkpoint, evaluation "
+             "aside.")
     return section("scorecard", "Scorecard", tag("div", ours, _paper(run), class_="pair"), intro=intro)
 
 
-def _whole(evaluations: Sequence[Evaluation]) -> Html:
+def made_by(run: Run, one: Evaluation) -> Stage | None:
+    """The stage that made the checkpoint that was measured."""
+    stages = {stage.name: stage for stage in run.stages}
+    return stages[one.stage] if one.when == "after" else stages.get(stages[one.stage].starts_from or "")
+
+
+def _whole(run: Run, evaluations: Sequence[Evaluation]) -> Html:
     """One row for each evaluation of a stage's own task, all its figures."""
     shown = [name for name in _COLUMNS if any(name in one.values for one in evaluations)]
     most = {one.pass_at_k[0] for one in evaluations if one.pass_at_k}
     heads: list[object] = ["stage", "pass@1", "", *([f"pass@{most.pop()}" if len(most) == 1 else "pass@k"] if most else [])]
     several = len(heads) > 3
-    rows = [[_who(one), *_accuracy(one.values), *([figure(one.pass_at_k and one.pass_at_k[1])] if several else []),
-             *(_value(one.values, name) for name in shown), _size(one.values)] for one in evaluations]
-    return table([*heads, *(_COLUMNS[name] for name in shown), "problems"], rows, caption="This run, on its own held-out problems")
+    made = [stage.model_flops if (stage := made_by(run, one)) else None for one in evaluations]
+    rows = [[_who(one), *accuracy(one.values), *([figure(one.pass_at_k and one.pass_at_k[1])] if several else []),
+             *(_value(one.values, name) for name in shown), _size(one.values), *([compact(flops) if flops else figure(None)] if any(made) else [])]
+            for one, flops in zip(evaluations, made, strict=True)]
+    heads += [*(_COLUMNS[name] for name in shown), "problems", *(["FLOPs"] if any(made) else [])]
+    return table(heads, rows, caption="This run, on its own held-out problems")
 
 
 def _by_benchmark(evaluations: Sequence[Evaluation]) -> Html | None:
@@ -47,20 +58,20 @@ def _by_benchmark(evaluations: Sequence[Evaluation]) -> Html | None:
     for one in evaluations:
         found.setdefault((one.stage, one.when), {})[one.benchmark] = one
     rows = [[_who(replace(next(iter(cells.values())), benchmark="")),
-             *(_accuracy(cells[name].values)[0] if name in cells else figure(None) for name in columns)] for cells in found.values()]
+             *(accuracy(cells[name].values)[0] if name in cells else figure(None) for name in columns)] for cells in found.values()]
     return table(["stage", *columns], rows, caption="pass@1 by benchmark or domain")
 
 
 def _who(one: Evaluation) -> Html:
     words = ", ".join(word for word in (one.benchmark, one.when) if word)
-    return join(tag("a", one.stage, href=f"#stage-{one.stage}"), tag("small", f" {words}") if words else None)
+    return join(stage_link(one.stage), tag("small", f" {words}") if words else None)
 
 
 def _value(values: Mapping[str, Any], name: str) -> str:
     return figure(values.get(name), 1 if name == "mean_length" else 3)
 
 
-def _accuracy(values: Mapping[str, Any]) -> tuple[Html, Html]:
+def accuracy(values: Mapping[str, Any]) -> tuple[Html, Html]:
     """The number with its interval, and a small drawing of both on a scale from 0 to 1."""
     point, ends = values.get("pass_at_1"), _ends(values)
     if not isinstance(point, int | float):

@@ -42,6 +42,7 @@ CHARTS = (
     Chart("Learning rate", ("lr",)),
     Chart("Speed", ("tokens_per_second",), "tokens/s"),
     Chart("Generator against trainer", ("mismatch",), "mean |log-prob difference|"),
+    Chart("Compute", ("flops_training", "flops_inference", "flops_generation"), "model FLOPs a step"),
     Chart("Groups that teach nothing", ("groups_zero_variance", "groups_filtered", "groups_too_few_valid"), "groups a step"),
 )
 
@@ -111,7 +112,8 @@ def _figures(stage: Stage) -> Html | None:
             if isinstance(value, int | float | str) and not is_evaluation(name) and not name.startswith(DOMAINS)][:MOST_FIGURES]
     if not rest:
         return None
-    return tag("dl", [tag("div", tag("dt", name), tag("dd", figure(value))) for name, value in rest], class_="facts figures")
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", compact(value) if "flops" in name and isinstance(value, float) else figure(value)))
+                      for name, value in rest], class_="facts figures")
 
 
 def _curves(stage: Stage, most: int) -> Html | None:
@@ -120,7 +122,7 @@ def _curves(stage: Stage, most: int) -> Html | None:
     steady = {name: series for name, series in stage.history.items() if series.values and name not in varying}
     if not stage.history:
         return None
-    used: set[str] = set()
+    used: set[str] = {"flops"}  # the sum of the lines of one chart
     charts = []
     for chart in CHARTS:
         lines = list(_matching(chart, stage.history))
