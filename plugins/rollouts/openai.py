@@ -65,6 +65,7 @@ class OpenAIRollout:
     def __init__(self, config: OpenAIRolloutConfig, *, policy: Policy | None, tokenizer: Tokenizer) -> None:
         """Raises `ConfigError` in training without log-probs, `UserError` without the HTTP library or the API key's variable."""
         self._config, self._tokenizer = config, tokenizer
+        self.served_model = config.model
         self._ranks = policy.ranks if policy is not None else None
         self._training = policy is not None and policy.optimizer is not None
         self._client = Client(config.server)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from r1mega import plugins
@@ -17,7 +18,7 @@ from r1mega.data.decontaminate import Decontaminator
 from r1mega.data.dedup import PromptDeduplicator
 from r1mega.data.filters import FILTERS, Draft, why_unfit
 from r1mega.data.records import SampleRecord
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, R1MegaError
 from r1mega.hookspecs import Generator
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
@@ -34,15 +35,16 @@ if TYPE_CHECKING:
 LONGEST_LABEL = 200  # characters of JSON
 
 Place = tuple[int, int, int]  # (prompt, round, sample): the order of a set's rows
+Row = tuple[Place, SampleRecord]
 
 
 @dataclass
 class Work:
-    """One prompt and what was kept of its samples so far."""
+    """One prompt and which of its samples were kept so far. Their text is in the ledger: a set is larger than memory."""
 
     item: WorkItem
     seen: PromptDeduplicator
-    kept: list[tuple[Place, SampleRecord]] = field(default_factory=list)
+    kept: list[tuple[Any, Place]] = field(default_factory=list)  # (what they are preferred by, the least first; where)
 
     @property
     def prompt(self) -> Prompt:
@@ -58,21 +60,22 @@ class Sampler:
     ranks: Ranks
     generator: Generator
     pool: RewardPool | None  # on the replica's lead
-    prompts: Sequence[EncodedPrompt]  # of all replicas
+    prompts: InitVar[Sequence[EncodedPrompt]]  # of all replicas
     sampling: SamplingParams
     evaluations: Decontaminator
-    checkpoint: str  # digest of the policy's weights
+    maker: Mapping[str, str]  # {"checkpoint": digest of the policy's weights}, or {"model": what the server calls the one it runs}
 
     tallies: Tallies = field(default_factory=dict)
     contaminated: Counter[str] = field(default_factory=Counter)  # evaluation problem -> drops
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, prompts: Sequence[EncodedPrompt]) -> None:
         ranks, config = self.ranks, self.config
-        self.works = [Work(WorkItem(place, prompt), PromptDeduplicator(config.dedup)) for place, prompt in enumerate(self.prompts)
+        self.works = [Work(WorkItem(place, prompt), PromptDeduplicator(config.dedup)) for place, prompt in enumerate(prompts)
                       if place % ranks.dp_size == ranks.dp_rank]
         for work in self.works:
             self.tally(work.prompt).prompts += 1
-        self.ledger = Ledger(self.context.rollouts / "ledger", ranks.dp_rank, before_rename=self.context.check_epoch)
+        self._asked: list[list[Work]] = []  # by round, the prompts that were sampled in it
+        self.ledger = Ledger(self.context.scratch / "ledger", ranks.dp_rank, before_rename=self.context.check_epoch)
         terms = config.reward.terms.items()
         self._versions = {name: plugins.load().registry.get("rewards", term.name).version for name, term in terms}
 
@@ -87,9 +90,10 @@ class Sampler:
         units = math.ceil(self.ranks.max_over_ranks(float(len(lacking))) / self.config.prompts_per_unit)
         if not units:
             return None
+        self._asked.append(lacking)
         banked = 0
         for unit in range(units):
-            members = lacking[unit * self.config.prompts_per_unit: (unit + 1) * self.config.prompts_per_unit]
+            members = self._members(number, unit)
             groups, found = self._unit(number, unit, members)
             banked += found
             for work, group in zip(members, groups, strict=True):
@@ -97,6 +101,10 @@ class Sampler:
         left = sum(len(work.kept) < self.config.wanted_per_prompt for work in self.works)
         totals = {"sampled_prompts": len(lacking), "kept": sum(len(work.kept) for work in self.works), "lacking_prompts": left}
         return self.ranks.sum_over_replicas(totals) | {"units": units, "units_from_ledger": banked}
+
+    def _members(self, number: int, unit: int) -> list[Work]:
+        """The prompts of a round's unit."""
+        return self._asked[number][unit * self.config.prompts_per_unit: (unit + 1) * self.config.prompts_per_unit]
 
     def _unit(self, number: int, unit: int, members: Sequence[Work]) -> tuple[Sequence[ScoredGroup], bool]:
         """Some prompts' samples of a round, and whether they are the ledger's, where every replica has banked its own."""
@@ -118,13 +126,15 @@ class Sampler:
         for k, completion in enumerate(group.group.completions):
             tally.generated += 1
             rewards = {name: values[k] for name, values in group.parts.items()}
-            reasoning, response = split_response(completion.text, starts_in_reasoning=work.item.prompt.text.rstrip().endswith("<think>"))
+            reasoning, response = _parts(work, completion)
             reason = self._verdict(work.prompt, rewards) or self._why_unfit(work, completion, reasoning, response)
             if reason:
                 tally.drops[reason] += 1
             else:
                 place = (work.item.cursor, number, k)
-                work.kept.append((place, self._record(work.prompt, place, completion, reasoning, response, rewards)))
+                work.kept.append((self._preference(work.prompt, place, completion), place))
+        if len(work.kept) >= self.config.wanted_per_prompt:
+            work.seen.forget()  # it is not sampled again
 
     def _verdict(self, prompt: Prompt, rewards: dict[str, float]) -> str:
         value = rewards[decider(self.config, prompt)]
@@ -147,29 +157,66 @@ class Sampler:
             return "contaminated"
         return work.seen.add(f"{reasoning}\n\n{response}")
 
-    def _record(self, prompt: Prompt, place: Place, completion: Completion, reasoning: str, response: str, rewards: dict[str, float]) -> SampleRecord:
-        cursor, number, k = place
+    def _preference(self, prompt: Prompt, place: Place, completion: Completion) -> int | str:
+        if self.config.selection == "shortest":
+            return len(completion.tokens)
+        return hashlib.blake2b(f"{self.config.seed}/{_row_id(prompt, place)}".encode(), digest_size=8).hexdigest()
+
+    # ---------------------------------------------------------------------------------------------------------------------------- rows
+
+    def select(self) -> None:
+        """Keep at most `wanted_per_prompt` samples of each prompt; the others are surplus."""
+        for work in self.works:
+            chosen = sorted(work.kept)[: self.config.wanted_per_prompt]
+            self.tally(work.prompt).drops["surplus"] += len(work.kept) - len(chosen)
+            work.kept = chosen
+
+    def rows(self) -> Iterator[Row]:
+        """This replica's kept samples in order, read back from the ledger: in memory are those of one unit of each round.
+
+        Raises `R1MegaError` for a unit that cannot be read any more.
+        """
+        return heapq.merge(*map(self._rows_of, range(len(self._asked))), key=lambda row: row[0])
+
+    def _rows_of(self, number: int) -> Iterator[Row]:
+        unit = 0
+        while members := self._members(number, unit):
+            if any(place[1] == number for work in members for _, place in work.kept):
+                yield from self._read_back(number, unit, members)
+            unit += 1
+
+    def _read_back(self, number: int, unit: int, members: Sequence[Work]) -> list[Row]:
+        """A unit's kept samples, as a list: its tokens and log-probs, many times the size of the text, go at once."""
+        groups = self.ledger.load(number, unit)
+        if groups is None:
+            raise R1MegaError(f"{self.ledger.folder}: the samples of unit {unit}, round {number} were there and are gone or damaged; run the same "
+                              "command again: they are generated again, and no others")
+        rows: list[Row] = []
+        for work, group in zip(members, groups, strict=True):
+            for place in sorted(place for _, place in work.kept if place[1] == number):
+                rewards = {name: values[place[2]] for name, values in group.parts.items()}
+                rows.append((place, self._record(work, place, group.group.completions[place[2]], rewards)))
+        return rows
+
+    def _record(self, work: Work, place: Place, completion: Completion, rewards: dict[str, float]) -> SampleRecord:
+        (_, number, k), prompt = place, work.prompt
+        reasoning, response = _parts(work, completion)
         provenance: dict[str, Any] = {
-            "checkpoint": self.checkpoint, "prompt_id": prompt.id, "round": number, "sample": k, "tokens": len(completion.tokens), "rewards": rewards,
+            **self.maker, "prompt_id": prompt.id, "round": number, "sample": k, "tokens": len(completion.tokens), "rewards": rewards,
             "reward_versions": {name: self._versions[name] for name in rewards}, "filters": [*FILTERS, "dedup", "decontamination"], "rewriter": None}
-        return SampleRecord(id=f"{prompt.id}@{cursor}#{number}.{k}", prompt=prompt.question, reasoning=reasoning, response=response, answer=prompt.answer,
+        return SampleRecord(id=_row_id(prompt, place), prompt=prompt.question, reasoning=reasoning, response=response, answer=prompt.answer,
                             domain=prompt.domain, language=prompt.language, task=prompt.task, metadata=shareable(prompt.metadata),
                             provenance=provenance)
 
-    def select(self) -> list[tuple[Place, SampleRecord]]:
-        """This replica's rows in order: at most `wanted_per_prompt` of each prompt."""
-        rows: list[tuple[Place, SampleRecord]] = []
-        for work in self.works:
-            chosen = sorted(work.kept, key=self._preference)[: self.config.wanted_per_prompt]
-            self.tally(work.prompt).drops["surplus"] += len(work.kept) - len(chosen)
-            rows += sorted(chosen, key=lambda pair: pair[0])
-        return rows
 
-    def _preference(self, pair: tuple[Place, SampleRecord]) -> tuple[Any, Place]:
-        place, record = pair
-        if self.config.selection == "shortest":
-            return record.provenance["tokens"], place
-        return hashlib.blake2b(f"{self.config.seed}/{record.id}".encode(), digest_size=8).hexdigest(), place
+def _parts(work: Work, completion: Completion) -> tuple[str, str]:
+    """(reasoning, response) of a sample."""
+    return split_response(completion.text, starts_in_reasoning=work.item.prompt.text.rstrip().endswith("<think>"))
+
+
+def _row_id(prompt: Prompt, place: Place) -> str:
+    cursor, number, k = place
+    return f"{prompt.id}@{cursor}#{number}.{k}"
 
 
 def decider(config: SampleConfig, prompt: Prompt) -> str:

@@ -1,7 +1,8 @@
 """Rejection sampling: several answers per prompt, the correct and readable ones kept (R1_RECIPE 2.1 and 2.4).
 
-The loop over rounds is `Sample.run`; what a round keeps is `_sampler.py`, what becomes of it `_harvest.py`. Units of work are banked, so that a killed
-run continues, and a sample depends on seed, round and prompt alone, so that any layout makes the same set.
+The loop over rounds is `Sample.run`; what a round keeps is `_sampler.py`, what becomes of it `_rewrite.py` (on every replica) and `_harvest.py` (on rank
+0). Units of work are banked until the driver has recorded the set, so that a killed run continues, and a sample depends on seed, round and prompt alone,
+so that any layout makes the same set. Text stays on disk: memory grows with the number of prompts, not with what is said.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from r1mega.rewards.schedule import check_measurable
 from r1mega.split import bare_question, stable_fraction
 from r1mega.types import Prompt
 
-from ._harvest import Harvest, merged, write_shard
+from ._apart import apart
+from ._harvest import distinct, merged, write_set, write_shard
+from ._rewrite import Rewriting
 from ._sampler import Sampler, check_deciders
 from ._setup import Reporter, encode_prompts, load_tokenizer, make_generator, make_policy, make_task, sampling_of
 
@@ -93,7 +96,7 @@ class Sample:
         self.config = config
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
-        """Rounds until every prompt has its samples; then rank 0 gathers, rewrites and writes them."""
+        """Rounds until every prompt has its samples; then each replica's lead rewrites its own, and rank 0 merges and writes them."""
         sampler = self._sampler(context)
         ranks, config = sampler.ranks, self.config
         try:
@@ -106,21 +109,21 @@ class Sample:
         finally:
             if sampler.pool is not None:
                 sampler.pool.close()
-        rows = sampler.select()
-        if ranks.is_lead:
-            write_shard(context, ranks.dp_rank, rows)
+        sampler.select()
+
+        def rewrite() -> None:
+            rewriting = Rewriting(config, context, ranks.dp_rank, {work.item.cursor: work.prompt for work in sampler.works}, sampler.evaluations,
+                                  sampler.tallies, sampler.contaminated)
+            write_shard(context, ranks.dp_rank, rewriting.rows(sampler.rows()))
+
+        apart(ranks, rewrite if ranks.is_lead else None)
         tallies = merge([*ranks.gather_replicas(sampler.tallies), self._prompt_drops])
         contaminated = sum(ranks.gather_replicas(sampler.contaminated), Counter[str]()) + self._contaminated
-        ranks.barrier()  # all shards are there
-        if context.rank == 0:
-            about = {encoded.prompt.id: encoded.prompt.metadata for encoded in sampler.prompts}
-            harvest = Harvest(config, context, merged(context, ranks.dp_size), tallies, about, sampler.evaluations)
-            harvest.rewrite()
-            harvest.drop_repeats()
-            harvest.write(contaminated, sampler.checkpoint)
-        ranks.barrier()
-        if ranks.is_lead:
-            sampler.ledger.forget_before(config.max_rounds)
+
+        def write() -> None:
+            write_set(config, context, distinct(merged(context, ranks.dp_size), tallies), tallies, contaminated, sampler.maker)
+
+        apart(ranks, write if context.rank == 0 else None)
         metrics_of: Mapping[str, Any] = files.read_json(context.output("report") / "report.json")["metrics"]
         return metrics_of
 
@@ -138,7 +141,9 @@ class Sample:
         artifact.load_artifact(policy, source)
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
         generator = make_generator(config.rollout, policy, tokenizer)
-        return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, digest_of(source))
+        served = getattr(generator, "served_model", "")
+        maker = {"model": served} if served else {"checkpoint": digest_of(source)}
+        return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, maker)
 
     def _evaluations(self, context: StageContext, task: Task) -> Decontaminator:
         """The index of every evaluation set: inputs, files, the task's test split."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,16 +55,35 @@ class DomainRow:
     correct_rate: float
 
 
-def domain_rows(rows: Sequence[SampleRecord], tallies: Mapping[str, Tally]) -> list[DomainRow]:
-    """One line per domain, and "total" as the last. Kept rows tell `tokens` and `prompt_id` in their provenance."""
-    found = [_row(domain, [row for row in rows if row.domain == domain], tally) for domain, tally in tallies.items()]
-    return [*found, _row("total", rows, merge([{"total": tally} for tally in tallies.values()]).get("total", Tally()))]
+@dataclass
+class Kept:
+    """What the card tells of a set's rows, counted as they pass: of a row no more than its prompt's id stays in memory."""
+
+    samples: Counter[str] = field(default_factory=Counter)  # by domain
+    tokens: Counter[str] = field(default_factory=Counter)  # by domain, as they were generated
+    languages: Counter[str] = field(default_factory=Counter)  # samples
+    prompts: dict[str, set[str]] = field(default_factory=dict)  # by domain, the ids of those with a sample
+
+    def counted(self, rows: Iterable[SampleRecord]) -> Iterator[SampleRecord]:
+        """The rows, counted. They tell `tokens` and `prompt_id` in their provenance."""
+        for row in rows:
+            self.samples[row.domain] += 1
+            self.tokens[row.domain] += row.provenance["tokens"]
+            self.languages[row.language] += 1
+            self.prompts.setdefault(row.domain, set()).add(row.provenance["prompt_id"])
+            yield row
 
 
-def _row(domain: str, rows: Sequence[SampleRecord], tally: Tally) -> DomainRow:
-    answered = len({row.provenance["prompt_id"] for row in rows})
-    return DomainRow(domain, len(rows), tally.prompts, tally.prompts - answered, _ratio(tally.rounds, tally.prompts),
-                     _ratio(sum(row.provenance["tokens"] for row in rows), len(rows)), _ratio(tally.correct, tally.generated))
+def domain_rows(kept: Kept, tallies: Mapping[str, Tally]) -> list[DomainRow]:
+    """One line per domain, and "total" as the last."""
+    found = [_row(domain, kept.samples[domain], kept.tokens[domain], len(kept.prompts.get(domain, ())), tally) for domain, tally in tallies.items()]
+    total = merge([{"total": tally} for tally in tallies.values()]).get("total", Tally())
+    return [*found, _row("total", kept.samples.total(), kept.tokens.total(), len(set().union(*kept.prompts.values())), total)]
+
+
+def _row(domain: str, samples: int, tokens: int, answered: int, tally: Tally) -> DomainRow:
+    return DomainRow(domain, samples, tally.prompts, tally.prompts - answered, _ratio(tally.rounds, tally.prompts), _ratio(tokens, samples),
+                     _ratio(tally.correct, tally.generated))
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -83,23 +102,23 @@ def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
     return {reason: count for reason, count in sorted(counts.items()) if count}
 
 
-def headline(rows: Sequence[SampleRecord], tallies: Mapping[str, Tally]) -> dict[str, float]:
+def headline(kept: Kept, tallies: Mapping[str, Tally]) -> dict[str, float]:
     """The stage's metrics."""
-    total = domain_rows(rows, tallies)[-1]
+    total = domain_rows(kept, tallies)[-1]
     metrics: dict[str, float] = {"samples": total.samples, "prompts": total.prompts, "prompts_without_sample": total.without_sample,
                                  "correct_rate": total.correct_rate, "mean_rounds": total.mean_rounds, "mean_tokens": total.mean_tokens}
     return metrics | {f"drops/{reason}": count for reason, count in drops_table(tallies)["total"].items()}
 
 
-def dataset_card(title: str, rows: Sequence[SampleRecord], tallies: Mapping[str, Tally], *, provenance: Mapping[str, Any],
+def dataset_card(title: str, kept: Kept, tallies: Mapping[str, Tally], *, provenance: Mapping[str, Any],
                  settings: Mapping[str, Any], contaminated: Mapping[str, int]) -> str:
     """The card as Markdown. `contaminated` counts drops by the evaluation set that was matched."""
     table = [[line.domain, f"{line.samples:,}", f"{line.prompts:,}", f"{line.without_sample:,}", f"{line.mean_rounds:.1f}", f"{line.mean_tokens:.1f}",
-              f"{line.correct_rate:.1%}"] for line in domain_rows(rows, tallies)]
-    languages = Counter(row.language for row in rows)
+              f"{line.correct_rate:.1%}"] for line in domain_rows(kept, tallies)]
+    languages = ", ".join(f"{name} ({count:,})" for name, count in sorted(kept.languages.items()))
     drops = drops_table(tallies)
     sections = [
-        f"# {title}", f"{len(rows):,} samples" + (f" in {', '.join(f'{name} ({count:,})' for name, count in sorted(languages.items()))}." if rows else "."),
+        f"# {title}", f"{kept.samples.total():,} samples" + (f" in {languages}." if languages else "."),
         "## Domains",
         _table(["domain", "samples", "prompts", "without a sample", "mean rounds", "mean tokens", "correct"], table),
         "Rounds are rounds of sampling per prompt; tokens are those of the kept completion as it was generated; correct is the share of all generated.",
@@ -110,7 +129,7 @@ def dataset_card(title: str, rows: Sequence[SampleRecord], tallies: Mapping[str,
         _table(["matched evaluation set", "dropped"], [[name, f"{count:,}"] for name, count in sorted(contaminated.items())])
         if contaminated else "No prompt and no answer overlaps with an evaluation set.",
         "## Provenance", _table(["what", "value"], [[name, _inline(value)] for name, value in provenance.items()]),
-        "Each row has its own in `provenance`: checkpoint, prompt, round, sample, rewards with their versions, filters passed, rewriter.",
+        "Each row has its own in `provenance`: checkpoint or model, prompt, round, sample, rewards with their versions, filters passed, rewriter.",
         "## Settings", _table(["setting", "value"], [[name, _inline(value)] for name, value in settings.items()])]
     return "\n\n".join(sections) + "\n"
 

@@ -36,8 +36,8 @@ class SampleRecord:
     """One answered prompt to learn from, with where it came from.
 
     What the model is to say is `reasoning` (empty for a trivial query) and `response`, the summary or answer a reader sees; `chat.render_response`
-    joins them. `provenance` holds what is known of the maker: `checkpoint` (fingerprint), `prompt_id`, `round`, `sample`, `rewards` (name -> value),
-    `reward_versions`, `filters` (names passed), `rewriter`.
+    joins them. `provenance` holds what is known of the maker: `checkpoint` (fingerprint) or `model` (its name on the server that was sampled),
+    `prompt_id`, `round`, `sample`, `rewards` (name -> value), `reward_versions`, `filters` (names passed), `rewriter`.
     """
 
     id: str
@@ -93,9 +93,9 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return _read(folder / "prompts.jsonl", Prompt)
 
 
-def write_samples(folder: Path, samples: Iterable[SampleRecord]) -> None:
-    """Write a `SampleSet`'s rows, one at a time. Raises `DataError` when two rows share an id."""
-    _write(folder, {SAMPLES: samples})
+def write_samples(folder: Path, samples: Iterable[SampleRecord], before_rename: Callable[[], None] = lambda: None) -> None:
+    """Write a `SampleSet`'s rows, one at a time: in memory are their ids alone. Raises `DataError` when two rows share an id."""
+    _write(folder, {SAMPLES: samples}, before_rename)
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
@@ -147,13 +147,13 @@ class SampleRows(Sequence[SampleRecord]):
         return _parse(self._file.readline(), self.where(index), SampleRecord)
 
 
-def _write(folder: Path, tables: Mapping[str, Iterable[Any]]) -> None:
+def _write(folder: Path, tables: Mapping[str, Iterable[Any]], before_rename: Callable[[], None] = lambda: None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "content.sha256").unlink(missing_ok=True)  # it would speak of other rows until the end
     digest = hashlib.sha256()
     for name, rows in tables.items():
         digest.update(name.encode() + b"\0")
-        files.write_parts(folder / name, _digested(name, rows, digest))
+        files.write_parts(folder / name, _digested(name, rows, digest), before_rename)
     files.write_text(folder / "content.sha256", digest.hexdigest() + "\n")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from r1mega.errors import StageFailed
 
+SCRATCH = "scratch"  # in a stage's folder
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -40,6 +42,11 @@ class StageContext:
     @property
     def rollouts(self) -> Path:
         return self.dir / "rollouts"
+
+    @property
+    def scratch(self) -> Path:
+        """For what is of no use once the stage is done: the driver removes it when it has recorded the outputs, not before."""
+        return self.dir / SCRATCH
 
     def check_epoch(self) -> None:
         """Raise `StageFailed` if a newer attempt has begun: called right before every rename of an output, so that a rank that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from r1mega.plugins import Host
 from r1mega.recipe import artifacts, files, fingerprint, launcher, lock, rebuild, required
 from r1mega.recipe.artifacts import Manifest, RunFolder
 from r1mega.recipe.assess import NodeState, Verdict, assess, headline, judge
+from r1mega.recipe.context import SCRATCH
 from r1mega.recipe.graph import Graph, build
 from r1mega.recipe.nodes import Node, Recipe
 from r1mega.recipe.rebuild import NOTHING, Rebuild
@@ -228,6 +230,7 @@ class _Run:
         assert manifest
         assert verdict.fingerprint
         files.point(self.folder.stage(node.name), verdict.fingerprint)
+        self._clear(self.folder.stage(node.name, verdict.fingerprint))  # the driver may have died before it came to it
         self._say(f"{node.name}: done before in {manifest.seconds:.1f} s {headline(manifest.metrics)}".rstrip())
         if manifest.code != node.code:
             warning = f"the code of stage '{node.stage}' has changed since this result was made, its version {node.version} has not"
@@ -260,6 +263,7 @@ class _Run:
             raise
         manifest.state = "done"
         self._finish(manifest, stage_dir, time.monotonic() - begin)
+        self._clear(stage_dir)
         self._say(f"{node.name}: done in {manifest.seconds:.1f} s {headline(manifest.metrics)}".rstrip())
         self._summarise({node.name: "done"})
 
@@ -299,6 +303,14 @@ class _Run:
     def _finish(self, manifest: Manifest, stage_dir: Path, seconds: float) -> None:
         manifest.ended, manifest.seconds = _now(), manifest.seconds + seconds
         manifest.save(stage_dir)
+
+    def _clear(self, stage_dir: Path) -> None:
+        """Remove what a stage kept for the case that it is killed: its outputs are recorded."""
+        try:
+            if (stage_dir / SCRATCH).is_dir():
+                shutil.rmtree(stage_dir / SCRATCH)
+        except OSError as error:
+            self._say(f"warning: {stage_dir / SCRATCH} cannot be removed ({error}); the run has no more use for it")
 
     def _result(self, launch: launcher.Launch) -> dict[str, Any]:
         path = launch.stage_dir / "result.json"

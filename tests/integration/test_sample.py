@@ -35,8 +35,14 @@ stages:
     overrides: [max_prompts=24, samples_per_round=6, wanted_per_prompt=2, max_rounds=3, prompts_per_unit=4, rewriter=rules, dedup.max_similarity=0.95]
 """
 MODULE = """
+import os
+import signal
 from pathlib import Path
 from r1mega import hookimpl
+from r1mega.recipe import artifacts
+
+if os.environ.get("KILL_BEFORE_RECORD"):  # the driver, when all ranks are done and nothing says so yet
+    artifacts.record = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
 @hookimpl
 def config_search_path():
@@ -149,7 +155,7 @@ def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) ->
     process = runs.start("killed")
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
-        if list(runs.stage("killed").glob("rollouts/ledger/replica_*/step_00000001/unit_*.bank")):
+        if list(runs.stage("killed").glob("scratch/ledger/replica_*/step_00000001/unit_*.bank")):
             break
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be killed"
@@ -161,8 +167,28 @@ def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) ->
     assert first["units_from_ledger"] == first["units"] == 3, "the second attempt made the first round again"
     assert digest(runs, "killed") == digest(runs, "undisturbed")
     assert report(runs, "killed") == report(runs, "undisturbed")
+    assert not (runs.stage("killed") / "scratch").exists(), "the ledger is of no use once the set is recorded"
     runs.run("single", "stages.data.parallel=single")
     assert digest(runs, "single") == digest(runs, "undisturbed")
+
+
+def test_nothing_is_made_again_when_the_driver_dies_before_it_records_the_set(runs: Runs) -> None:
+    runs.environment["KILL_BEFORE_RECORD"] = "1"
+    try:
+        runs.run("unrecorded", code=-signal.SIGKILL)
+    finally:
+        del runs.environment["KILL_BEFORE_RECORD"]
+    stage = runs.stage("unrecorded")
+    assert json.loads((stage / "manifest.json").read_text())["state"] == "running"
+    assert digest(runs, "unrecorded") == digest(runs, "undisturbed"), "the ranks had not written the set when the driver was killed"
+    assert list((stage / "scratch").rglob("*.bank")), "the ledger went before the driver had recorded the set"
+    runs.run("unrecorded")
+    rounds = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert rounds
+    assert all(line["units_from_ledger"] == line["units"] for line in rounds)
+    assert report(runs, "unrecorded") == report(runs, "undisturbed")
+    assert digest(runs, "unrecorded") == digest(runs, "undisturbed")
+    assert not (stage / "scratch").exists()
 
 
 def test_prompts_of_an_evaluation_set_are_left_out_and_the_problem_is_named(runs: Runs) -> None:

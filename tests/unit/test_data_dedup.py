@@ -63,6 +63,22 @@ def test_without_near_duplicates_only_exact_ones_are_dropped() -> None:
     assert dedup.add("a b c d e") == DUPLICATE
 
 
+def test_what_was_forgotten_is_new_again() -> None:
+    dedup = PromptDeduplicator(DedupConfig(), kept=["a b c d e f"])
+    assert dedup.add("a b c d e f") == DUPLICATE
+    dedup.forget()
+    assert dedup.add("a b c d e f") == ""
+
+
+def test_a_shingle_is_eight_bytes_and_the_order_of_its_words_counts() -> None:
+    words = [f"w{number}" for number in range(3500)]
+    made = shingles(" ".join(words), 5)
+    assert made.nbytes == 8 * (3500 - 4)
+    assert jaccard(made, shingles(" ".join(words[::-1]), 5)) == 0
+    assert [len(shingles(text, 5)) for text in ("", "a", "a b", "a b c d e", "a b a b a b a b")] == [0, 1, 1, 1, 2]
+    assert jaccard(shingles("a a", 5), shingles("a a a", 5)) == 0, "a short text is a shingle as a whole"
+
+
 def test_digests_keep_parts_apart() -> None:
     assert text_digest("ab", "c") != text_digest("a", "bc")
     assert text_digest("３＋５") == text_digest("3+5"), "full-width digits are the same digits"
