@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from r1mega.algo.advantages import count_outcomes
 from r1mega.errors import R1MegaError
 from r1mega.hookspecs import Algorithm, Generator
+from r1mega.policy import flops
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
@@ -22,7 +23,7 @@ from r1mega.rewards.scorers import ModelTerms, split_terms
 from r1mega.rollout.collect import WorkItem, generate_and_score
 from r1mega.rollout.curriculum import PromptStream, max_tokens_at
 from r1mega.rollout.evaluate import Bank
-from r1mega.rollout.experience import Sample, build_samples, split_minibatches, weigh
+from r1mega.rollout.experience import Rollout, Sample, build_samples, split_minibatches, weigh
 from r1mega.rollout.ledger import Ledger
 from r1mega.rollout.packing import plan
 from r1mega.rollout.passes import over_sequences
@@ -66,6 +67,13 @@ class Learner:
     pool: RewardPool | None = None
     rollout_metrics: dict[str, float] = field(default_factory=dict)  # of the rollout under way, part of each of its updates' metrics
     _next_cursor: int = 0
+    _began: int = 0  # the step at which the rollout under way began
+
+    @property
+    def ended(self) -> bool:
+        """Whether all updates are done, or the compute for them is spent."""
+        limit = self.config.max_flops
+        return self.step >= self.config.steps or (limit is not None and self.meter.model_flops >= limit)
 
     # ---------------------------------------------------------------------------------------------------------------- beginning and end
 
@@ -95,10 +103,12 @@ class Learner:
         self.saver = Saver(self.policy, self.context, self.config.checkpoint)
         self.ledger = Ledger(self.context.rollouts / "ledger", self.policy.ranks.dp_rank, before_rename=self.context.check_epoch)
         self.sets = WeightSets(self.policy) if self._needs_reference else None
+        self.meter = flops.Meter.of(self.policy)
         loaded = checkpoint.load_latest(self.policy, self.context.checkpoints, self.sets)
         if loaded is not None:
             self.step, self.rollout = loaded.step, loaded.extra["rollout"]
             self.cursor, self.skipped = loaded.extra["cursor"], loaded.extra["skipped"]
+            self.meter.resume(loaded.extra.get("flops"))
         elif self.sets is not None:
             self.sets.capture("reference")
 
@@ -122,9 +132,23 @@ class Learner:
         self.saver.finish()
         artifact.export_artifact(self.policy, self.context.output("checkpoint"), complete=self.seal, before_rename=self.context.check_epoch)
 
+    def evaluation_flops(self, groups: Sequence[ScoredGroup]) -> float:
+        """What answering held-out problems took on all replicas; `groups` are this one's. Not counted by the meter, but kept in the evaluation's file."""
+        return self.meter.cost(self._total(flops.generation(groups)))
+
+    def _total(self, work: flops.Work) -> flops.Work:
+        """This replica's work and that of all others; their sums are whole numbers and exact."""
+        return flops.Work(**self.policy.ranks.sum_over_replicas(asdict(work)))
+
+    def flops_metrics(self) -> dict[str, float]:
+        """The stage's closing metrics of compute, once every evaluation has its file."""
+        found = [*self.context.dir.glob("evaluation_*.json"), *self.context.dir.glob("monitor_*.json")]
+        self.meter.totals["evaluation"] = sum(files.read_json(path).get("flops_evaluation", 0.0) for path in sorted(found))
+        return self.meter.metrics()
+
     # ------------------------------------------------------------------------------------------------------------------------- a rollout
 
-    def collect(self) -> list[ScoredGroup]:
+    def collect(self) -> Rollout:
         """This replica's share of the next rollout, from the ledger where it is banked, else generated, scored and banked unit by unit.
 
         With dynamic sampling (DAPO) more prompts are taken until enough groups are kept.
@@ -134,22 +158,28 @@ class Learner:
         keep = getattr(self.algorithm, "keep_group", None) if getattr(self.algorithm, "dynamic_sampling", False) else None
         groups: list[ScoredGroup] = []
         seconds = {"generate_seconds": 0.0, "score_seconds": 0.0}
-        self._next_cursor, unit = self.cursor, 0
+        generated, scored = flops.Work(), flops.Work()
+        self._began, self._next_cursor, unit = self.step, self.cursor, 0
         for _ in range(self.config.max_resamples if keep else 1):
             items = self._items(share)
             for first in range(0, share, self.config.prompts_per_unit):
                 made, spent = self._unit(unit, items[first: first + self.config.prompts_per_unit])
                 groups += [group for group in made if keep is None or keep(group)]
+                generated += flops.generation(made)
+                scored += flops.sequences(self.model_terms.lengths(made, self.step))
                 seconds = {name: seconds[name] + spent.get(name, 0.0) for name in seconds}
                 unit += 1
             if keep is None or not self.policy.ranks.max_over_ranks(float(len(groups) < share)):
                 break
         groups = groups[:share]
+        advantages = self.algorithm.advantages(groups)
         means = rollout_means(self.policy.ranks.sum_over_replicas(rollout_sums(groups, self.config.reward.terms)))
+        self.meter.add("generation", self._total(generated))
+        self.meter.add("inference", self._total(scored), values=True)
         self.rollout_metrics = means | seconds | {"rollout_seconds": time.perf_counter() - began}
         if self.writes:
-            write_samples(self.context.rollouts / "samples.jsonl", self.step + 1, groups, self.config.samples_logged)
-        return groups
+            write_samples(self.context.rollouts / "samples.jsonl", self.step + 1, groups, self.config.samples_logged, advantages)
+        return Rollout(groups, advantages)
 
     def _items(self, share: int) -> list[WorkItem]:
         """This replica's part of the next `prompts_per_rollout` prompts of the stream; replicas take turns."""
@@ -183,14 +213,15 @@ class Learner:
 
     def end_rollout(self) -> None:
         """Move on: replace the reference when it is due, save when it is due, let the ledger forget what no resume can need."""
-        before = self.step - self.config.updates_per_rollout
+        before = self._began
         self.rollout += 1
         self.cursor = self._next_cursor
         every = self.config.reference_every
         if self.sets is not None and every and self.step // every > before // every:
             self.sets.capture("reference")
-        if self.saver.due(self.step, before, self.config.steps):
-            self.saver.save(self.step, {"rollout": self.rollout, "cursor": self.cursor, "skipped": self.skipped}, self.sets)
+        if self.saver.due(self.step, before, self.step if self.ended else self.config.steps):
+            extra = {"rollout": self.rollout, "cursor": self.cursor, "skipped": self.skipped, "flops": dict(self.meter.totals)}
+            self.saver.save(self.step, extra, self.sets)
             if self.policy.ranks.is_lead:
                 self.ledger.forget_before(self._oldest_rollout())
 
@@ -201,13 +232,12 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------------------ the updates
 
-    def minibatches(self, groups: Sequence[ScoredGroup]) -> Iterator[list[Sample]]:
+    def minibatches(self, rollout: Rollout) -> Iterator[list[Sample]]:
         """This replica's samples of each minibatch, with old and reference log-probs taken once, before the first update."""
         ranks, config = self.policy.ranks, self.config
-        advantages = self.algorithm.advantages(groups)
-        outcomes = ranks.sum_over_replicas({name: float(value) for name, value in count_outcomes(groups, advantages).items()})
+        outcomes = ranks.sum_over_replicas({name: float(value) for name, value in count_outcomes(rollout.groups, rollout.advantages).items()})
         self.rollout_metrics |= outcomes
-        table = build_samples(groups, advantages)
+        table = build_samples(rollout.groups, rollout.advantages)
         samples, places = [], []
         for position, row in enumerate(table):
             for k, sample in enumerate(row):
@@ -238,6 +268,7 @@ class Learner:
         """Log-probs [L] of each of this replica's sequences under the weights in place; None for one that does not contribute."""
         from r1mega.rollout.batching import unpack
 
+        self.meter.add("inference", self._total(_work(samples)))
         wanted = [sample.sequence for sample in samples if sample.contributes]
         values = iter(over_sequences(self.policy, wanted, self.config.micro_batch_tokens, self.policy.logprobs,
                                      lambda rows, batch: unpack(rows[0], batch)))
@@ -256,6 +287,7 @@ class Learner:
             return self._metrics({"skipped": 1.0, "seconds": time.perf_counter() - began})
         batches, fill = self._balanced(minibatch, totals["tokens"] / totals["denominator"])
         result = self.policy.train_step(batches, self._loss)
+        self.meter.add("training", self._total(_work(minibatch)))
         sums = dict(result.sums)
         mismatch = {name.removeprefix("mismatch/"): sums.pop(name) for name in list(sums) if name.startswith("mismatch/")}
         count = max(1.0, sums.pop("tokens", result.sums["loss_tokens"]))
@@ -270,7 +302,7 @@ class Learner:
         spent = merged.get("rollout_seconds", 0.0) + merged.get("logprob_seconds", 0.0) + merged.get("train_seconds", 0.0) * self.config.updates_per_rollout
         if spent:
             merged["tokens_per_second"] = merged["generated_tokens"] / spent
-        return merged
+        return merged | self.meter.step()  # what the rollout spent stands at its first update
 
     def _balanced(self, minibatch: Sequence[Sample], scale: float) -> tuple[list[MicroBatch], float]:
         """This replica's micro-batches after the global balancing by length; every replica has the same number of them."""
@@ -317,3 +349,8 @@ class Learner:
             if self.context.rank == 0:
                 _log.warning("%s", message)
         return found
+
+
+def _work(samples: Sequence[Sample]) -> flops.Work:
+    """Of one pass over this replica's samples that give a gradient; the others are not computed."""
+    return flops.sequences(len(sample.sequence) for sample in samples if sample.contributes)

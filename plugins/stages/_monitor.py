@@ -68,11 +68,11 @@ class Monitor:
         learner, settings = self.learner, self.learner.config.monitor
         chosen: EvaluationConfig = learner.config.evaluation
         sampling = replace(learner.sampling_now, temperature=chosen.temperature, top_p=chosen.top_p)
-        results, _ = evaluate_problems(self.problems, settings.samples, generator=learner.generator, pool=learner.pool, ranks=learner.policy.ranks,
+        results, groups = evaluate_problems(self.problems, settings.samples, generator=learner.generator, pool=learner.pool, ranks=learner.policy.ranks,
                                        sampling=sampling, seed=learner.config.seed, metric=settings.metric, bank=bank,
                                        terms_of=lambda _: (settings.metric,))
         return {"step": learner.step, "reward": learner.rollout_metrics["reward"], "rates": [result.rate for result in results],
-                "regime": self._regime(learner.config)}
+                "regime": self._regime(learner.config), "flops_evaluation": learner.evaluation_flops(groups)}
 
     def _regime(self, config: RLConfig) -> list[str]:
         """The reward's make-up at this step: domains drawn, and the terms that count for them."""

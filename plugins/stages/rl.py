@@ -52,6 +52,7 @@ class RLConfig(StageCommon):
     """A step is one policy update; a rollout feeds `updates_per_rollout` of them (R1_RECIPE section 1)."""
 
     steps: int = 10400
+    max_flops: float | None = None  # ends the run after the first step at which `model_flops` (training, log-probs, generation) reach it; None: never
     prompts_per_rollout: int = 512
     group_size: int = 16  # G
     updates_per_rollout: int = 16  # minibatches of a rollout, one inner epoch
@@ -78,6 +79,8 @@ class RLConfig(StageCommon):
         for name in ("steps", "prompts_per_rollout", "group_size", "updates_per_rollout", "prompts_per_unit", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.max_flops is not None and not self.max_flops > 0:
+            raise ConfigError(f"max_flops={self.max_flops}: must be above 0, or null for no limit")
         dp = self.parallel.data_parallel_size
         if self.prompts_per_rollout % dp:
             raise ConfigError(f"prompts_per_rollout={self.prompts_per_rollout} must be a multiple of parallel.data_parallel_size={dp}: "
@@ -121,20 +124,22 @@ class RL:
         with learner, Reporter(context, self.config.steps, learner.step) as reporter:
             monitor = Monitor.of(learner, self._held_out)
             before = learner.once("evaluation_before", partial(self._evaluate, learner))
-            while learner.step < self.config.steps:
+            while not learner.ended:
                 if self._evaluation_due(learner.step):
                     learner.once(f"evaluation_{learner.step:08d}", partial(self._evaluate, learner))
-                groups = learner.collect()
+                rollout = learner.collect()
                 monitor.watch()
-                for minibatch in learner.minibatches(groups):
+                for minibatch in learner.minibatches(rollout):
                     metrics = learner.update(minibatch)
                     reporter.step(learner.step, metrics)
+                    if learner.ended:
+                        break
                 learner.end_rollout()
             after = learner.once("evaluation_after", partial(self._evaluate, learner))
         learner.export()
         watched = {"monitor_flags": monitor.flags} if self.config.monitor.every else {}
-        ends = after | {f"{name}_before": value for name, value in before.items()}
-        return ends | {"steps": learner.step, "skipped_updates": learner.skipped} | watched
+        ends = after | {f"{name}_before": value for name, value in before.items() if name != "flops_evaluation"}
+        return ends | {"steps": learner.step, "skipped_updates": learner.skipped} | learner.flops_metrics() | watched
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether the first rollout that begins at or after a multiple of `evaluation.every` steps begins now."""
@@ -183,7 +188,7 @@ class RL:
                                    sampling=sampling, seed=self.config.seed, metric=settings.metric, bank=bank)
         if learner.writes:
             write_samples(learner.context.rollouts / "samples_held_out.jsonl", step, groups, 4 * self.config.samples_logged)
-        return metrics
+        return metrics | {"flops_evaluation": learner.evaluation_flops(groups)}
 
 
 def _training_prompts(task: Task, folder: Path | None) -> list[Prompt]:
