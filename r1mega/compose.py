@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from r1mega import strict
-from r1mega.compose_hydra import Hydra, parse, session
+from r1mega.compose_hydra import Hydra, Layer, parse, session
 from r1mega.compose_overrides import Override, Reach, Source, read, select
 from r1mega.config import ClusterConfig, ParallelConfig, PluginChoice, PrecisionConfig
 from r1mega.errors import ConfigError, R1MegaError, UserError, nearest
 from r1mega.plugins import Host
-from r1mega.recipe.nodes import Node, Recipe
+from r1mega.recipe.evaluations import tell
+from r1mega.recipe.nodes import Node, Recipe, leaves
 from r1mega.registry import Registry
 
 ROOT_KEYS = ("recipe", "seed", "output_dir", "stages")
@@ -163,7 +164,7 @@ class _Composer:
         return found + [read(text, Source.USER_ROOT, f"override '{text}'", self.hydra) for text in self.line.root]
 
     def recipe(self, written: tuple[str, ...]) -> Recipe:
-        nodes = {name: self.node(name, file) for name, file in self.content.stages.items()}
+        nodes = tell({name: self.node(name, file) for name, file in self.content.stages.items()}, self.registry)
         self.reach.check(self.root, ROOT_KEYS)
         output = Path(self.line.output_dir or f"runs/{self.line.recipe}").expanduser()
         return Recipe(name=self.line.recipe, seed=self.seed or 0, output_dir=Path.cwd() / output, nodes=nodes, overrides=written,
@@ -181,11 +182,13 @@ class _Composer:
         chosen = select(stage, config, overrides, self.hydra, self.registry, self.reach)
         groups = [override.text for override in chosen if override.is_group]
         tree = absolute_paths(self.hydra.compose(stage, groups + [override.forced for override in chosen if not override.is_group]))
-        origins = self._origins(stage, chosen, groups)
+        layers = self.hydra.layers(stage, groups)
+        origins = _origins(layers, chosen)
         built = _build(self.registry, file.stage, tree, where, origins)
         check_layout(built, where, self.registry)
         full = strict.to_tree(built) if built is not None else {}
-        return Node(name=name, stage=file.stage, inputs=inputs, config=built, tree=full,
+        task = next((Path(layer.file).stem for layer in reversed(layers) if layer.group == "task"), "")
+        return Node(name=name, stage=file.stage, inputs=inputs, config=built, tree=full, task=task,
                     provenance={key: _origin(origins, key) or DEFAULT for key, _ in leaves(full)})
 
     def _overrides(self, name: str, file: NodeFile, config: type) -> tuple[dict[str, str], list[Override]]:
@@ -207,19 +210,6 @@ class _Composer:
                 overrides.append(override)
         return inputs, overrides
 
-    def _origins(self, stage: str, chosen: Sequence[Override], groups: Sequence[str]) -> dict[str, str]:
-        """Dotted key -> the file or override that set it last."""
-        origins: dict[str, str] = {}
-        choice = {override.group: override.said for override in chosen if override.is_group}
-        for layer in self.hydra.layers(stage, groups):
-            because = f", chosen by {choice[layer.group]}" if layer.group in choice else ""
-            origins.update((key, layer.file + because) for key, _ in leaves(layer.tree))
-        for override in chosen:
-            if not override.is_group:
-                below = leaves(override.value, override.key) if isinstance(override.value, dict) else [(override.key, None)]
-                origins.update((key, override.said) for key, _ in below)
-        return origins
-
 
 def _set_input(inputs: dict[str, str], override: Override) -> None:
     name = override.key.removeprefix("inputs").lstrip(".")
@@ -231,11 +221,18 @@ def _set_input(inputs: dict[str, str], override: Override) -> None:
         raise ConfigError(f"{override.said}: write stages.<name>.inputs.<input>=<stage>.<output>, such as base.checkpoint")
 
 
-def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; lists and empty mappings are leaves."""
-    if not isinstance(tree, Mapping) or (not tree and prefix):
-        return [(prefix, tree)]
-    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else str(key))]
+def _origins(layers: Sequence[Layer], chosen: Sequence[Override]) -> dict[str, str]:
+    """Dotted key -> the file or override that set it last."""
+    origins: dict[str, str] = {}
+    choice = {override.group: override.said for override in chosen if override.is_group}
+    for layer in layers:
+        because = f", chosen by {choice[layer.group]}" if layer.group in choice else ""
+        origins.update((key, layer.file + because) for key, _ in leaves(layer.tree))
+    for override in chosen:
+        if not override.is_group:
+            below = leaves(override.value, override.key) if isinstance(override.value, dict) else [(override.key, None)]
+            origins.update((key, override.said) for key, _ in below)
+    return origins
 
 
 def _origin(origins: Mapping[str, str] | None, key: str) -> str | None:

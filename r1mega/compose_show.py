@@ -14,7 +14,8 @@ def show(recipe: Recipe, chosen: Collection[str] | None = None) -> str:
     """YAML that parses back to `{recipe, seed, output_dir, stages: {name: {stage, inputs, config}}}`, of the `chosen` stages or of all."""
     lines = [f"recipe: {_scalar(recipe.name)}", f"seed: {recipe.seed}", f"output_dir: {_scalar(str(recipe.output_dir))}", "stages:"]
     for node in (node for name, node in recipe.nodes.items() if chosen is None or name in chosen):
-        lines += [f"  {node.name}:", f"    stage: {_scalar(node.stage)}", f"    inputs: {_scalar(dict(node.inputs))}"]
+        derived = "; ".join(f"{name}: {node.provenance[key]}" for name in node.inputs if (key := f"inputs.{name}") in node.provenance)
+        lines += [f"  {node.name}:", f"    stage: {_scalar(node.stage)}", f"    inputs: {_scalar(dict(node.inputs))}" + (f"  # {derived}" if derived else "")]
         lines += ["    config:", *_lines(node.tree, node, "", 6)] if node.tree else ["    config: {}"]
     return "\n".join(lines) + "\n"
 

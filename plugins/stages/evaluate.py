@@ -43,6 +43,7 @@ class Evaluate:
     version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?"}
     outputs: ClassVar[Mapping[str, str]] = {"report": "Report"}
+    measured_on: ClassVar[Sequence[str]] = ("prompts",)  # else the task's test split
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config

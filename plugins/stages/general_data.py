@@ -1,19 +1,24 @@
-"""General (non-reasoning) data for the recipe: answered requests, requests to answer, and preferences about them, all from the task."""
+"""General (non-reasoning) data for the recipe: answered requests, requests to answer, and preferences about them, all from the task.
+
+Rows that overlap with what the recipe measures on are left out and counted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.config import ClusterConfig, ParallelConfig, Plugin, TemplateConfig
+from r1mega.data.decontaminate import EVALUATION_INPUTS, DecontaminationConfig, EvaluationTask
 from r1mega.data.records import write_preferences, write_prompts, write_samples
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
 from r1mega.recipe.context import StageContext
 
-from ._publish import publish
+from ._evaluations import Screen, evaluations_of, publish_screened
 from ._setup import make
 
 _NEEDED = ("general_samples", "general_prompts", "preferences")
@@ -31,6 +36,8 @@ class GeneralDataConfig:
     template: TemplateConfig = field(default_factory=TemplateConfig)  # of the responses in preferences
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    evaluation_tasks: dict[str, EvaluationTask] = field(default_factory=dict)  # what rows may not overlap with; composition adds the recipe's
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.preferences < 2:
@@ -42,8 +49,8 @@ class GeneralDataConfig:
 class GeneralData:
     """General samples, prompts and preferences that the task generates."""
 
-    version: ClassVar[str] = "1"
-    inputs: ClassVar[Mapping[str, str]] = {}
+    version: ClassVar[str] = "2"
+    inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")
     outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "prompts": "PromptSet", "preferences": "PreferenceSet"}
 
     def __init__(self, config: GeneralDataConfig) -> None:
@@ -53,17 +60,25 @@ class GeneralData:
         config, task = self.config, make("tasks", self.config.task, seed=self.config.seed)
         if missing := [name for name in _NEEDED if not hasattr(task, name)]:
             raise ConfigError(f"task '{config.task.name}' has no {missing[0]}; choose a task with general data, such as tiny_world")  # type: ignore[attr-defined]
-        samples = task.general_samples(config.samples, config.seed, config.split)
-        prompts = task.general_prompts(config.split)
-        pairs, judged = task.preferences(config.preferences, config.seed, config.split, config.template.response)
+        evaluations = evaluations_of(config, context)
+        screens = {name: Screen(name, evaluations) for name in ("samples", "prompts", "pairs", "judged")}
+        given_pairs, given_judged = task.preferences(config.preferences, config.seed, config.split, config.template.response)
+        samples = screens["samples"].clean(task.general_samples(config.samples, config.seed, config.split))
+        prompts = screens["prompts"].clean(task.general_prompts(config.split))
+        pairs, judged = screens["pairs"].clean(given_pairs), screens["judged"].clean(given_judged)
+        counts = {"samples": len(samples), "prompts": len(prompts), "pairs": len(pairs), "judged": len(judged)}
+
+        def put(output: str, write: Callable[[Path], None], *tables: str) -> None:
+            publish_screened(context, output, write, {name: counts[name] for name in tables}, [screens[name] for name in tables], config)
+
         if context.rank == 0:
-            publish(context, "samples", lambda folder: write_samples(folder, samples))
-            publish(context, "prompts", lambda folder: write_prompts(folder, prompts))
-            publish(context, "preferences", lambda folder: write_preferences(folder, pairs, judged))
+            put("samples", lambda folder: write_samples(folder, samples), "samples")
+            put("prompts", lambda folder: write_prompts(folder, prompts), "prompts")
+            put("preferences", lambda folder: write_preferences(folder, pairs, judged), "pairs", "judged")
         if context.world_size > 1:
             _wait_for_all(config.cluster.timeout_minutes)
-        return {"samples": len(samples), "prompts": len(prompts), "pairs": len(pairs), "judged": len(judged),
-                "safe_share": sum(row.safe for row in judged) / len(judged)}
+        dropped = {name: count for screen in screens.values() for name, count in screen.metrics.items()}
+        return counts | dropped | {"safe_share": sum(row.safe for row in judged) / len(judged)}
 
 
 def _wait_for_all(timeout_minutes: float) -> None:

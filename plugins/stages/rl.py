@@ -5,6 +5,7 @@ The loop is `RL.run`; one rollout is `Learner.collect`, one policy update `Learn
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from r1mega import hookimpl
 from r1mega.config import CheckpointConfig, MismatchConfig, OptimizerConfig, Plugin, RewardConfig, StageCommon
+from r1mega.data.decontaminate import EVALUATION_INPUTS, EvaluationTask, TaskDecontaminationConfig, problems, question_texts
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, nearest
 from r1mega.hookspecs import Register, Task
@@ -22,9 +24,10 @@ from r1mega.rollout.curriculum import PromptStream, StepWindow, TokenCap, change
 from r1mega.rollout.evaluate import Bank, evaluate
 from r1mega.rollout.monitor import MonitorConfig
 from r1mega.rollout.samples import write_samples
-from r1mega.split import bare_question, text_id
+from r1mega.split import text_id
 from r1mega.types import EncodedPrompt, Prompt
 
+from ._evaluations import Screen, evaluations_of
 from ._learner import Learner
 from ._monitor import Monitor
 from ._setup import (
@@ -43,6 +46,8 @@ from ._setup import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 REWARD_MODELS = ("helpful", "safety")  # optional inputs, each read by the reward term of its name
 
@@ -74,6 +79,8 @@ class RLConfig(StageCommon):
     mismatch: MismatchConfig = field(default_factory=MismatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    decontamination: TaskDecontaminationConfig = field(default_factory=TaskDecontaminationConfig)
+    evaluation_tasks: dict[str, EvaluationTask] = field(default_factory=dict)  # what no prompt may overlap with; composition adds the recipe's
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts_per_rollout", "group_size", "updates_per_rollout", "prompts_per_unit", "micro_batch_tokens"):
@@ -108,11 +115,14 @@ class RLConfig(StageCommon):
 class RL:
     """Group-relative reinforcement learning with verifiable rewards (R1-Zero and the RL stages of R1).
 
-    `prompts` are drawn in addition to the task's; `helpful` and `safety` are for the reward terms of these names.
+    `prompts` are drawn in addition to the task's; `helpful` and `safety` are for the reward terms of these names. Prompts that overlap with what the
+    recipe measures on are left out and counted.
     """
 
-    version: ClassVar[str] = "2"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(REWARD_MODELS, "RewardModel?")}
+    version: ClassVar[str] = "3"
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(REWARD_MODELS, "RewardModel?"),
+                                           **dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")}
+    measured_on: ClassVar[Sequence[str]] = ()  # always the task's test split
     outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
 
     def __init__(self, config: RLConfig) -> None:
@@ -138,7 +148,7 @@ class RL:
             after = learner.once("evaluation_after", partial(self._evaluate, learner))
         learner.export()
         watched = {"monitor_flags": monitor.flags} if self.config.monitor.every else {}
-        ends = after | {f"{name}_before": value for name, value in before.items() if name != "flops_evaluation"}
+        ends = self._prompts.metrics | after | {f"{name}_before": value for name, value in before.items() if name != "flops_evaluation"}
         return ends | {"steps": learner.step, "skipped_updates": learner.skipped} | learner.flops_metrics() | watched
 
     def _evaluation_due(self, step: int) -> bool:
@@ -154,7 +164,8 @@ class RL:
         task, tokenizer = make_task(config), load_tokenizer(config, context.inputs["policy"])
         sampling = sampling_of(config.rollout, tokenizer)
         longest = max([sampling.max_tokens, *(cap.max_tokens for cap in config.max_tokens_schedule)])
-        train = encode_prompts(_training_prompts(task, context.inputs.get("prompts")), "train", config, tokenizer, longest)
+        self._prompts = Screen("prompts", evaluations_of(config, context, task))
+        train = encode_prompts(_training_prompts(task, context.inputs.get("prompts"), self._prompts), "train", config, tokenizer, longest)
         self._held_out = encode_split(task, "test", config, tokenizer, longest, config.evaluation.max_problems)
         check_measurable(config.reward.terms, [encoded.prompt for encoded in (*train, *self._held_out)])
         terms = TrainingTerms(config.moe_aux_loss_coeff, config.moe_router_bias_update_rate, config.mtp_loss_scaling_factor, mtp_detach=True)
@@ -191,17 +202,23 @@ class RL:
         return metrics | {"flops_evaluation": learner.evaluation_flops(groups)}
 
 
-def _training_prompts(task: Task, folder: Path | None) -> list[Prompt]:
-    """The task's training prompts, and after them those of a connected `PromptSet`. Raises `ConfigError` for one that is held out."""
-    prompts = list(task.prompts("train"))
-    if folder is None:
-        return prompts
-    held_out = {text_id(bare_question(prompt)) for prompt in task.prompts("test")}
-    more = read_prompts(folder)
-    if leaked := [prompt.id for prompt in more if text_id(bare_question(prompt)) in held_out]:
-        raise ConfigError(f"input 'prompts': {len(leaked)} of its prompts are held-out problems of the task, the first is '{leaked[0]}'; "
-                          "connect a set without them")
-    return prompts + more
+def _training_prompts(task: Task, folder: Path | None, screen: Screen) -> list[Prompt]:
+    """The task's training prompts, and after them those of a connected `PromptSet`, without those that do not pass the screen.
+
+    Raises `ConfigError` where a connected one that passes asks for a held-out problem of the task all the same, now or in an earlier turn: the screen may
+    be told to leave the test split out.
+    """
+    more = read_prompts(folder) if folder is not None else []
+    prompts = screen.clean([*task.prompts("train"), *more])
+    if screen.contaminated:
+        _log.warning("%d prompts overlap with evaluation sets and are left out: %s", screen.contaminated.total(), dict(screen.sets))
+    if more:
+        held_out = {text_id(problem) for _, problem in problems(task.prompts("test"))}
+        passed = {id(prompt) for prompt in prompts}
+        if leaked := [prompt.id for prompt in more if id(prompt) in passed and held_out.intersection(map(text_id, question_texts(prompt)))]:
+            raise ConfigError(f"input 'prompts': {len(leaked)} of its prompts are held-out problems of the task, the first is '{leaked[0]}'; "
+                              "connect a set without them")
+    return prompts
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,36 +17,26 @@ from typing import Any, ClassVar, Literal
 from r1mega import hookimpl
 from r1mega.config import Plugin, RewardConfig, StageCommon
 from r1mega.data.card import Tallies, Tally, merge
-from r1mega.data.decontaminate import Decontaminator, EvaluationFile, EvaluationText, file_texts, prompt_texts
+from r1mega.data.decontaminate import EVALUATION_INPUTS, Decontaminator, EvaluationFile, EvaluationTask, TaskDecontaminationConfig, question_texts
 from r1mega.data.dedup import DedupConfig
 from r1mega.data.filters import FilterConfig
 from r1mega.data.language import check_languages
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, DataError, nearest
-from r1mega.hookspecs import Register, Task
+from r1mega.hookspecs import Register
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
 from r1mega.rewards.schedule import check_measurable
-from r1mega.split import bare_question, stable_fraction
+from r1mega.split import stable_fraction
 from r1mega.types import Prompt
 
 from ._apart import apart
+from ._evaluations import compared, evaluations_of
 from ._harvest import distinct, merged, write_set, write_shard
 from ._rewrite import Rewriting
 from ._sampler import Sampler, check_deciders
 from ._setup import Reporter, encode_prompts, load_tokenizer, make_generator, make_policy, make_task, sampling_of
-
-EVALUATIONS = ("evaluation", *(f"evaluation_{number}" for number in range(2, 9)))  # inputs
-
-
-@dataclass(frozen=True)
-class DecontaminationConfig:
-    """Which overlap with evaluation data drops a prompt or an answer."""
-
-    ngram: int = 10  # words (paper v2 section D.1)
-    common_share: float = 1.0  # n-grams in more than this share of a set's questions are its template, no evidence; 1: all count, as published
-    test_split: bool = True  # the task's own test split is an evaluation set
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,8 @@ class SampleConfig(StageCommon):
     parquet: bool = True  # samples.parquet too, where pyarrow is installed
     filters: FilterConfig = field(default_factory=FilterConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
-    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    decontamination: TaskDecontaminationConfig = field(default_factory=TaskDecontaminationConfig)
+    evaluation_tasks: dict[str, EvaluationTask] = field(default_factory=dict)  # what nothing may overlap with; composition adds the recipe's
     decontaminate_against: dict[str, EvaluationFile] = field(default_factory=dict)  # by a name of your choice
     rollout: Plugin = field(default_factory=dict)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -89,7 +80,7 @@ class Sample:
     """Samples a checkpoint and keeps what is correct, readable, new and not in any evaluation set."""
 
     version: ClassVar[str] = "3"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(EVALUATIONS, "PromptSet?")}
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")}
     outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "report": "Report"}
 
     def __init__(self, config: SampleConfig) -> None:
@@ -121,7 +112,8 @@ class Sample:
         contaminated = sum(ranks.gather_replicas(sampler.contaminated), Counter[str]()) + self._contaminated
 
         def write() -> None:
-            write_set(config, context, distinct(merged(context, ranks.dp_size), tallies), tallies, contaminated, sampler.maker)
+            write_set(config, context, distinct(merged(context, ranks.dp_size), tallies), tallies, contaminated,
+                      {**sampler.maker, **compared(config, sampler.evaluations)})
 
         apart(ranks, write if context.rank == 0 else None)
         metrics_of: Mapping[str, Any] = files.read_json(context.output("report") / "report.json")["metrics"]
@@ -132,7 +124,7 @@ class Sample:
 
         config, source = self.config, context.inputs["policy"]
         task, tokenizer = make_task(config), load_tokenizer(config, source)
-        evaluations = self._evaluations(context, task)
+        evaluations = evaluations_of(config, context, task)
         prompts = self._clean(read_prompts(context.inputs["prompts"]) if "prompts" in context.inputs else task.prompts("train"), evaluations)
         sampling = sampling_of(config.rollout, tokenizer)
         encoded = encode_prompts(fair_share(prompts, config.max_prompts, config.seed), "train", config, tokenizer, sampling.max_tokens)
@@ -145,25 +137,13 @@ class Sample:
         maker = {"model": served} if served else {"checkpoint": digest_of(source)}
         return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, maker)
 
-    def _evaluations(self, context: StageContext, task: Task) -> Decontaminator:
-        """The index of every evaluation set: inputs, files, the task's test split."""
-        def texts() -> Iterator[EvaluationText]:
-            for name in EVALUATIONS:
-                if name in context.inputs:
-                    yield from prompt_texts(name, read_prompts(context.inputs[name]))
-            yield from file_texts(self.config.decontaminate_against)
-            if self.config.decontamination.test_split:
-                yield from prompt_texts("test_split", task.prompts("test"))
-
-        return Decontaminator(texts(), ngram=self.config.decontamination.ngram, common_share=self.config.decontamination.common_share)
-
     def _clean(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:
         """The prompts that no evaluation set has; the others are counted."""
         self._prompt_drops: Tallies = {}
         self._contaminated: Counter[str] = Counter()
         kept = []
         for prompt in prompts:
-            if found := evaluations.find(bare_question(prompt)):
+            if found := evaluations.find(*question_texts(prompt)):
                 self._contaminated[found] += 1
                 self._prompt_drops.setdefault(prompt.domain, Tally()).drops["prompt_contaminated"] += 1
             else:

@@ -3,6 +3,9 @@ of evaluation questions and solutions).
 
 Words are compared without case and punctuation, Han and kana characters as words. A text of fewer words than the n-gram has none: it matches
 only as a whole, and then punctuation counts ("3+5" is not "3-5").
+
+What a recipe measures on reaches a stage in three ways: `evaluation_tasks`, which composition fills (`r1mega.recipe.evaluations`), the inputs of
+`EVALUATION_INPUTS`, which it connects, and what the user names.
 """
 
 from __future__ import annotations
@@ -14,12 +17,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1mega.config import Plugin
 from r1mega.data.dedup import text_digest
 from r1mega.data.language import content_words
-from r1mega.data.records import read_prompts
+from r1mega.data.records import JudgedResponse, PreferencePair, SampleRecord, read_prompts
 from r1mega.errors import ConfigError, DataError
 from r1mega.split import bare_question
 from r1mega.types import Prompt
+
+EVALUATION_INPUTS = ("evaluation", *(f"evaluation_{number}" for number in range(2, 9)))  # optional inputs of a stage that makes training data
+Row = Prompt | SampleRecord | PreferencePair | JudgedResponse
+
+
+@dataclass(frozen=True)
+class DecontaminationConfig:
+    """Which overlap with evaluation data drops a row."""
+
+    ngram: int = 10  # words (paper v2 section D.1)
+    common_share: float = 1.0  # n-grams in more than this share of a set's questions are its template, no evidence; 1: all count, as published
+    recipe: bool = True  # against all that the recipe measures on; false: composition leaves `evaluation_tasks` and the inputs as they are
+
+    def __post_init__(self) -> None:
+        _check(self.ngram, self.common_share)
+
+
+def _check(ngram: int, common_share: float) -> None:
+    if ngram < 1 or not 0 < common_share <= 1:
+        raise ConfigError(f"decontamination: ngram={ngram} must be at least 1 and common_share={common_share} above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class TaskDecontaminationConfig(DecontaminationConfig):
+    """Of a stage that has a task of its own."""
+
+    test_split: bool = True  # the task's own test split is an evaluation set
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A task whose test split is measured on: it is kept out of what is learned from."""
+
+    task: Plugin
+    seed: int = 0  # of the stage that measures
 
 
 @dataclass(frozen=True)
@@ -47,14 +86,14 @@ class Decontaminator:
         """`common_share`: an n-gram in more than this share of a set's questions is its template ("Which of the following ...") and no evidence;
         1 keeps them all, as published. Raises `ConfigError` for an impossible setting.
         """
-        if ngram < 1 or not 0 < common_share <= 1:
-            raise ConfigError(f"decontamination: ngram={ngram} must be at least 1 and common_share={common_share} above 0 and at most 1")
+        _check(ngram, common_share)
         self._n = ngram
         self._grams: dict[str, str] = {}
         self._whole: dict[str, str] = {}
         sets: dict[str, list[EvaluationText]] = {}
         for text in texts:
             sets.setdefault(text.id.partition("/")[0], []).append(text)
+        self.sets = {name: len({text.id for text in members}) for name, members in sets.items()}  # set -> its problems
         for members in sets.values():
             self._add(members, common_share * len(members) if common_share < 1 else float("inf"))
 
@@ -91,8 +130,51 @@ class Decontaminator:
 
 def prompt_texts(name: str, prompts: Iterable[Prompt]) -> Iterator[EvaluationText]:
     """A set of problems as evaluation texts: as the data states them, since an instruction after every question is no part of any."""
+    for prompt, problem in problems(prompts):
+        solution = prompt.metadata.get("solution")
+        yield EvaluationText(f"{name}/{prompt.id}", problem, "\n".join(part for part in (prompt.answer, solution) if isinstance(part, str)))
+
+
+def problems(prompts: Iterable[Prompt]) -> Iterator[tuple[Prompt, str]]:
+    """Each prompt of a set with its problem as one text: the question, after the conversation before it. A turn that several prompts share (a solved
+    example, a persona) is no part of any."""
+    prompts = list(prompts)
+    counts = Counter(turn for prompt in prompts for turn in set(earlier_turns(prompt.metadata)))
     for prompt in prompts:
-        yield EvaluationText(f"{name}/{prompt.id}", bare_question(prompt), prompt.answer or "")
+        yield prompt, "\n".join([*(turn for turn in earlier_turns(prompt.metadata) if counts[turn] == 1), bare_question(prompt)])
+
+
+def earlier_turns(metadata: Mapping[str, Any]) -> list[str]:
+    """What was said before the question, in order."""
+    messages = metadata.get("messages")
+    if not isinstance(messages, list | tuple):
+        return []
+    return [message["content"] for message in messages if isinstance(message, Mapping) and isinstance(message.get("content"), str)]
+
+
+def question_texts(prompt: Prompt) -> list[str]:
+    """What a prompt asks: its question. In a conversation each earlier turn too, and the conversation up to each turn: any may be a problem."""
+    turns = [*earlier_turns(prompt.metadata), bare_question(prompt)]
+    return turns + ["\n".join(turns[:end]) for end in range(2, len(turns) + 1)]
+
+
+def row_texts(row: Row) -> list[str]:
+    """All that is learned from a row of training data."""
+    if isinstance(row, Prompt):
+        return question_texts(row)
+    if isinstance(row, SampleRecord):
+        return [*question_texts(Prompt(row.id, row.prompt, metadata=row.metadata)), row.reasoning, row.response]
+    return [row.prompt, row.chosen, row.rejected] if isinstance(row, PreferencePair) else [row.prompt, row.response]
+
+
+def unset_tasks(tasks: Mapping[str, EvaluationTask]) -> dict[str, str]:
+    """The tasks that cannot be read yet, since the user has not said where their data are: name -> the settings to give."""
+    unset = {}
+    for name, one in tasks.items():
+        config: Any = getattr(one.task, "config", None)
+        if keys := [f"task.{key}" for key in getattr(config, "required_paths", ()) if not getattr(config, key)]:
+            unset[name] = ", ".join(keys)
+    return unset
 
 
 def file_texts(files: Mapping[str, EvaluationFile]) -> Iterator[EvaluationText]:

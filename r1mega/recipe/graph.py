@@ -99,6 +99,7 @@ def _plugins(node: Node, host: Host) -> dict[str, str]:
     """The versions of the plugins that the node's settings name."""
     chosen = [(kind, node.tree[group]["name"]) for group, kind in PLUGIN_FIELDS.items() if node.tree.get(group)]
     chosen += [("rewards", term["name"]) for term in node.tree.get("reward", {}).get("terms", {}).values()]
+    chosen += [("tasks", one["task"]["name"]) for one in node.tree.get("evaluation_tasks", {}).values()]
     return {f"{kind}/{name}": host.registry.get(kind, name).version for kind, name in sorted(chosen)}
 
 

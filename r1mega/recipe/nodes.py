@@ -17,7 +17,8 @@ class Node:
     inputs: Mapping[str, str]  # input name -> "<node>.<output>"
     config: Any  # the stage plugin's dataclass instance
     tree: Mapping[str, Any]  # the same as plain data, as written to config.yaml
-    provenance: Mapping[str, str]  # dotted key -> where its value came from (file, recipe, override)
+    provenance: Mapping[str, str]  # dotted key -> where its value came from (file, recipe, override); "inputs.<name>" of an input that was derived
+    task: str = ""  # the choice of the config group `task`, such as aime_2024
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,10 @@ class Recipe:
     nodes: Mapping[str, Node]  # in the order of the recipe file
     overrides: tuple[str, ...]  # the user's
     description: str = ""  # of the recipe file, for readers
+
+
+def leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; lists and empty mappings are leaves."""
+    if not isinstance(tree, Mapping) or (not tree and prefix):
+        return [(prefix, tree)]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else str(key))]

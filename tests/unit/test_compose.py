@@ -15,13 +15,13 @@ import pytest
 import yaml
 from toy import toy_host, write_conf
 
-from r1mega import compose, plugins
+from r1mega import plugins
 from r1mega.compose import compose_recipe, config_from_tree
 from r1mega.compose_hydra import Hydra, conf_folder, session
 from r1mega.compose_show import show
 from r1mega.errors import ConfigError, PluginError
 from r1mega.plugins import Host
-from r1mega.recipe.nodes import Recipe
+from r1mega.recipe.nodes import Recipe, leaves
 
 Run = Callable[..., Recipe]
 
@@ -213,7 +213,7 @@ def test_layout_group_choice(run: Run) -> None:
 def test_provenance_and_cfg(run: Run) -> None:
     recipe = run("stages.zero.rollout.temperature=0.7", "task=toy_file", "task.path=data")
     zero = recipe.nodes["zero"].provenance
-    assert set(zero) == {key for key, _ in compose.leaves(recipe.nodes["zero"].tree)}
+    assert set(zero) == {key for key, _ in leaves(recipe.nodes["zero"].tree)}
     assert zero["rollout.temperature"] == "override 'stages.zero.rollout.temperature=0.7'"
     assert zero["task.path"] == "override 'task.path=data'"
     assert zero["task.name"].endswith("task/toy_file.yaml, chosen by override 'task=toy_file'")
@@ -266,7 +266,7 @@ def built_in() -> Iterator[Hydra]:
 
 def fill(tree: dict[str, Any]) -> None:
     """Give every value that has none an example."""
-    for key, value in compose.leaves(tree):
+    for key, value in leaves(tree):
         if value == "???":
             *outer, last = key.split(".")
             functools.reduce(operator.getitem, outer, tree)[last] = EXAMPLES[key]

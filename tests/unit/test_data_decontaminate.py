@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r1mega.data.decontaminate import Decontaminator, EvaluationFile, EvaluationText, file_texts, prompt_texts
-from r1mega.data.records import write_prompts
+from r1mega.data.decontaminate import Decontaminator, EvaluationFile, EvaluationText, file_texts, prompt_texts, question_texts, row_texts
+from r1mega.data.records import JudgedResponse, PreferencePair, SampleRecord, write_prompts
 from r1mega.errors import ConfigError, DataError
 from r1mega.types import Prompt
 
@@ -107,3 +109,50 @@ def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")
     with pytest.raises(ConfigError, match=r"neither a \.jsonl nor a \.parquet"):
         list(file_texts({"a": EvaluationFile(str(tmp_path / "a.csv"))}))
+
+
+def turns(*contents: str) -> dict[str, Any]:
+    return {"messages": [{"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)]}
+
+
+def test_a_problem_is_found_in_an_earlier_turn() -> None:
+    long, short = " ".join(words(random.Random(5), 20)), "3+5="
+    index = Decontaminator([*prompt_texts("one", [Prompt("x", long)]), *prompt_texts("two", [Prompt("y", short)])])
+    for said, problem in ((long, "one/x"), (short, "two/y")):
+        assert index.find(*question_texts(Prompt("a", "Are you sure?", metadata=turns(said, "8")))) == problem
+        assert index.find(*question_texts(Prompt("b", "And now?", metadata=turns("Hello.", said)))) == problem, "a reply may state it too"
+    assert index.find(*question_texts(Prompt("c", "And now?", metadata=turns("Hello.", "Good day.")))) is None
+    assert question_texts(Prompt("d", "What?", metadata={"messages": "nothing of the kind"})) == ["What?"]
+
+
+def test_a_conversation_is_measured_on_as_a_whole_and_solved_examples_are_not() -> None:
+    """"Go on." after one conversation is not "Go on." after another; what every problem begins with is no problem."""
+    talks = [Prompt("x", "Go on.", metadata=turns("Tell me of the sea.", "It is deep.")), Prompt("y", "Go on.", metadata=turns("And the sky?", "It is high."))]
+    index = Decontaminator(prompt_texts("talks", talks))
+    assert index.find(*question_texts(talks[1])) == "talks/y"
+    assert index.find(*question_texts(Prompt("z", "And then?", metadata=turns("And the sky?", "It is high.", "Go on.", "And blue.")))) == "talks/y"
+    assert index.find("Go on.") is None
+    shown = turns("What is 1+1?", "2")
+    index = Decontaminator(prompt_texts("shots", [Prompt("p", "What is 3+5?", metadata=shown), Prompt("q", "What is 4+9?", metadata=shown)]))
+    assert index.find("What is 3+5?") == "shots/p"
+    assert index.find("What is 1+1?") is None
+
+
+def test_worked_solutions_are_evaluation_texts() -> None:
+    solution = " ".join(words(random.Random(8), 30))
+    index = Decontaminator(prompt_texts("math", [Prompt("x", "How many?", "42", metadata={"solution": solution})]))
+    assert index.find(f"As is known, {solution[20:]}") == "math/x"
+    assert index.find("42") is None
+    assert index.sets == {"math": 1}
+
+
+def test_all_that_is_learned_from_a_row_is_looked_at() -> None:
+    planted = " ".join(words(random.Random(9), 12))
+    index = Decontaminator(prompt_texts("quiz", [Prompt("x", planted)]))
+    row = SampleRecord("s", "q", "r", "a")
+    for kept in (row, PreferencePair("p", "q", "a", "b"), JudgedResponse("j", "q", "a", True), Prompt("t", "q")):
+        assert index.find(*row_texts(kept)) is None
+    rows = [replace(row, **{part: planted}) for part in ("prompt", "reasoning", "response")] + [replace(row, metadata=turns(planted, "x"))]
+    rows += [PreferencePair("p", *(planted if place == part else "q" for place in range(3))) for part in range(3)]
+    rows += [JudgedResponse("j", planted, "a", True), JudgedResponse("j", "q", planted, False), Prompt("t", planted)]
+    assert [index.find(*row_texts(one)) for one in rows] == ["quiz/x"] * len(rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from r1mega_plugins.stages._evaluations import Screen
 from r1mega_plugins.stages.rl import _training_prompts
 from r1mega_plugins.tasks.choice import Choice, ChoiceConfig, shuffled
 from r1mega_plugins.tasks.conversations import Conversations, ConversationsConfig
@@ -82,13 +83,29 @@ def test_decontamination_knows_the_question_without_its_instruction(tmp_path: Pa
 
 
 def test_held_out_problems_are_refused_whatever_instruction_they_carry(tmp_path: Path) -> None:
+    """Where decontamination was told to leave the task's test split alone, a held-out problem is still never trained on."""
     path = jsonl(tmp_path / "aime.jsonl", {"problem": "What is 3+5?", "answer": "8"})
     task = MathBenchmark(MathBenchmarkConfig(path=path, answers="integer", instruction="Box it."))
     write_prompts(tmp_path / "other", [Prompt("x", "What is 4+9?", "13")])
-    assert [prompt.id for prompt in _training_prompts(task, tmp_path / "other")] == ["x"]
-    write_prompts(tmp_path / "leaked", [Prompt("x", "What is 4+9?", "13"), Prompt("mine", "what is  3+5?", "8")])
-    with pytest.raises(ConfigError, match="1 of its prompts are held-out problems of the task, the first is 'mine'"):
-        _training_prompts(task, tmp_path / "leaked")
+    assert [prompt.id for prompt in _training_prompts(task, tmp_path / "other", Screen("prompts", Decontaminator(())))] == ["x"]
+    earlier = {"messages": [{"role": "user", "content": "What is 3+5?"}, {"role": "assistant", "content": "8"}]}
+    for leaked in (Prompt("mine", "what is  3+5?", "8"), Prompt("mine", "Are you sure?", None, metadata=earlier)):
+        write_prompts(tmp_path / "leaked", [Prompt("x", "What is 4+9?", "13"), leaked])
+        with pytest.raises(ConfigError, match="1 of its prompts are held-out problems of the task, the first is 'mine'"):
+            _training_prompts(task, tmp_path / "leaked", Screen("prompts", Decontaminator(())))
+
+
+def test_contaminated_prompts_of_reinforcement_learning_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "aime.jsonl", {"problem": "What is 3+5?", "answer": "8"})
+    task = MathBenchmark(MathBenchmarkConfig(path=path, answers="integer"))
+    earlier = {"messages": [{"role": "user", "content": "what is 3+5?"}, {"role": "assistant", "content": "8"}]}
+    write_prompts(tmp_path / "set", [Prompt("clean", "What is 4+9?"), Prompt("now", "What is  3+5?"), Prompt("earlier", "Are you sure?", metadata=earlier)])
+    screen = Screen("prompts", Decontaminator(prompt_texts("aime", task.prompts("test"))))
+    assert [prompt.id for prompt in _training_prompts(task, tmp_path / "set", screen)] == ["clean"]
+    assert screen.metrics == {"prompts_contaminated": 2, "prompts_contaminated/aime": 2}
+    write_prompts(tmp_path / "all", [Prompt("now", "What is 3+5?")])
+    with pytest.raises(DataError, match=r"all 1 prompts overlap with evaluation sets, first with aime/.*decontamination\.common_share"):
+        _training_prompts(task, tmp_path / "all", Screen("prompts", screen.evaluations))
 
 
 def test_math_500_from_parquet_keeps_latex_and_subject(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from r1mega_plugins.stages.import_data import ImportData, ImportDataConfig
+from r1mega_plugins.tasks.math_benchmark import MathBenchmarkConfig
 
+from r1mega.config import PluginChoice
+from r1mega.data.decontaminate import EvaluationTask
 from r1mega.data.records import JudgedResponse, PreferencePair, SampleRecord, read_preferences, read_prompts, read_samples, write_preferences, write_samples
 from r1mega.errors import ConfigError, DataError
 from r1mega.recipe.context import StageContext
@@ -109,3 +112,49 @@ def test_counts_of_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"folder .*empty has no samples\.jsonl"):
         run(tmp_path / "out", samples_path=tmp_path / "empty")
+
+
+QUESTION = "How many apples are left when nine of the twenty three apples in the basket were eaten?"
+
+
+def evaluations(folder: Path) -> dict[str, EvaluationTask]:
+    """An evaluation task that asks `QUESTION`, and one whose file the user has not named."""
+    path = lines(folder / "quiz.jsonl", [{"problem": QUESTION, "answer": "14"}])
+    chosen = {name: PluginChoice("math_benchmark", MathBenchmarkConfig(path=where)) for name, where in (("quiz", str(path)), ("aime", ""))}
+    return {name: EvaluationTask(choice) for name, choice in chosen.items()}  # type: ignore[arg-type]
+
+
+def test_contaminated_rows_of_every_kind_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    earlier = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "14"}]}
+    planted = SampleRecord("said", "q", f"I know this one: {QUESTION}", "14", domain="general")
+    write_samples(tmp_path / "s", [*SAMPLES, planted, SampleRecord("earlier", "Are you sure?", "", "Yes.", domain="math", metadata=earlier)])
+    prompts = lines(tmp_path / "p.jsonl", [{"id": "a", "question": "1+1", "answer": "2"}, {"id": "b", "question": QUESTION.upper(), "answer": "14"}])
+    pairs = [PreferencePair("p", "q", "good", "bad"), PreferencePair("asked", QUESTION, "14", "13"), PreferencePair("worse", "q", "good", QUESTION)]
+    write_preferences(tmp_path / "f", pairs, [JudgedResponse("j", "q", "no", True), JudgedResponse("k", QUESTION, "yes", False)])
+    metrics, context = run(tmp_path / "out", samples_path=tmp_path / "s", prompts_path=prompts, pairs_path=tmp_path / "f", judged_path=tmp_path / "f",
+                           evaluation_tasks=evaluations(tmp_path))
+    assert read_samples(context.output("samples")) == SAMPLES
+    assert [prompt.id for prompt in read_prompts(context.output("prompts"))] == ["a"]
+    kept_pairs, kept_judged = read_preferences(context.output("preferences"))
+    assert ([pair.id for pair in kept_pairs], [row.id for row in kept_judged]) == (["p"], ["j"])
+    counts = {"samples": 2, "prompts": 1, "pairs": 2, "judged": 1}
+    assert {name: metrics[f"{name}_contaminated/quiz"] for name in counts} == {name: metrics[f"{name}_contaminated"] for name in counts} == counts
+    assert (metrics["samples"], metrics["samples_read"]) == (60, 62)
+    drops = json.loads((context.output("samples") / "drops.json").read_text())
+    assert drops == {"total": {"contaminated": 2}, "domains": {"general": {"contaminated": 1}, "math": {"contaminated": 1}}}
+    card = (context.output("preferences") / "README.md").read_text()
+    assert "- decontaminated against: quiz (1 problems)" in card
+    assert "- not compared, since its data are not known: aime (task.path is not set)" in card
+    assert "- 2 pairs dropped for quiz" in card
+    assert "nothing is compared with evaluation set 'aime': evaluation_tasks.aime has no task.path" in caplog.text
+    assert str(tmp_path) not in card
+
+
+def test_wanted_numbers_are_taken_of_what_is_clean(tmp_path: Path) -> None:
+    rows = [{"id": f"r{number}", "question": QUESTION if number % 2 else f"{number}+1"} for number in range(20)]
+    metrics, context = run(tmp_path / "out", prompts_path=lines(tmp_path / "p.jsonl", rows), prompt_counts={"math": 10},
+                           evaluation_tasks=evaluations(tmp_path))
+    assert [prompt.id for prompt in read_prompts(context.output("prompts"))] == [f"r{number}" for number in range(0, 20, 2)]
+    assert metrics["prompts_contaminated"] == 10
+    with pytest.raises(DataError, match=r"all 10 prompts overlap with evaluation sets, first with quiz/"):
+        run(tmp_path / "none", prompts_path=lines(tmp_path / "q.jsonl", rows[1::2]), evaluation_tasks=evaluations(tmp_path))
