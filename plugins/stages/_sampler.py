@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from r1mega import plugins
@@ -20,6 +20,7 @@ from r1mega.data.filters import FILTERS, Draft, why_unfit
 from r1mega.data.records import SampleRecord
 from r1mega.errors import ConfigError, R1MegaError
 from r1mega.hookspecs import Generator
+from r1mega.policy import flops
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
 from r1mega.rewards.schedule import applicable
@@ -65,6 +66,7 @@ class Sampler:
     evaluations: Decontaminator
     maker: Mapping[str, str]  # {"checkpoint": digest of the policy's weights}, or {"model": what the server calls the one it runs}
 
+    meter: flops.Meter | None = None  # None where a server's model answers, whose shape is not known
     tallies: Tallies = field(default_factory=dict)
     contaminated: Counter[str] = field(default_factory=Counter)  # evaluation problem -> drops
 
@@ -91,16 +93,25 @@ class Sampler:
         if not units:
             return None
         self._asked.append(lacking)
-        banked = 0
+        banked, made = 0, flops.Work()
         for unit in range(units):
             members = self._members(number, unit)
             groups, found = self._unit(number, unit, members)
             banked += found
+            made += flops.generation(groups)
             for work, group in zip(members, groups, strict=True):
                 self._take(work, number, group)
         left = sum(len(work.kept) < self.config.wanted_per_prompt for work in self.works)
         totals = {"sampled_prompts": len(lacking), "kept": sum(len(work.kept) for work in self.works), "lacking_prompts": left}
-        return self.ranks.sum_over_replicas(totals) | {"units": units, "units_from_ledger": banked}
+        return self.ranks.sum_over_replicas(totals) | {"units": units, "units_from_ledger": banked} | self._flops(made)
+
+    def _flops(self, made: flops.Work) -> dict[str, float]:
+        """The compute of a round, of which this replica has `made` a part; whether it was made now or found in the ledger."""
+        total = flops.Work(**self.ranks.sum_over_replicas(asdict(made)))
+        if self.meter is None:
+            return {}
+        self.meter.add("generation", total)
+        return self.meter.step()
 
     def _members(self, number: int, unit: int) -> list[Work]:
         """The prompts of a round's unit."""

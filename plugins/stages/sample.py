@@ -24,6 +24,7 @@ from r1mega.data.language import check_languages
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, DataError, nearest
 from r1mega.hookspecs import Register
+from r1mega.policy import flops
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.pool import RewardPool
@@ -117,7 +118,7 @@ class Sample:
 
         apart(ranks, write if context.rank == 0 else None)
         metrics_of: Mapping[str, Any] = files.read_json(context.output("report") / "report.json")["metrics"]
-        return metrics_of
+        return {**metrics_of, **(sampler.meter.metrics() if sampler.meter else {})}
 
     def _sampler(self, context: StageContext) -> Sampler:
         from r1mega.policy import artifact
@@ -135,7 +136,8 @@ class Sample:
         generator = make_generator(config.rollout, policy, tokenizer)
         served = getattr(generator, "served_model", "")
         maker = {"model": served} if served else {"checkpoint": digest_of(source)}
-        return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, maker)
+        return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, maker,
+                       meter=None if served else flops.Meter.of(policy))
 
     def _clean(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:
         """The prompts that no evaluation set has; the others are counted."""
