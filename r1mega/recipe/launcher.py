@@ -30,7 +30,7 @@ from r1mega.errors import R1MegaError, StageFailed, UserError
 from r1mega.recipe import guardian
 
 GRACE_S = 5.0  # between SIGTERM and SIGKILL
-SETTLE_S = 1.0  # how long the peers of a failed rank may still show who failed first
+SETTLE_S = 3.0  # how long the peers of a failed rank may still show who failed first
 _END_S = GRACE_S + 15.0  # how long the guardian may take to end everything
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
