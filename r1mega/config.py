@@ -64,6 +64,11 @@ class OptimizerConfig:
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
     use_distributed_optimizer: bool = True
+    max_nonfinite_updates: int = 3  # updates in a row that were skipped because the gradient's norm was not finite: as many end the stage
+
+    def __post_init__(self) -> None:
+        if self.max_nonfinite_updates < 1:
+            raise ValueError(f"max_nonfinite_updates={self.max_nonfinite_updates}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,6 @@ class StageCommon:
 
 # Fields that do not change a stage's results (within numerical noise): left out of its fingerprint.
 NOT_SEMANTIC = ("parallel", "cluster", "checkpoint", "reward.workers", "reward.timeout_s", "reward.memory_mb", "reward.batch_size",
-                "monitor.action", "rollout.server", "rewriter.server", "rollout.max_slots", "rollout.refill_fraction", "micro_batch_tokens",
-                "prompts_per_unit", "evaluation.samples_per_unit", "samples_logged", "parquet", "precision.recompute_granularity",
-                "precision.recompute_modules", "precision.recompute_num_layers", "logging")
+                "monitor.action", "optimizer.max_nonfinite_updates", "rollout.server", "rewriter.server", "rollout.max_slots",
+                "rollout.refill_fraction", "micro_batch_tokens", "prompts_per_unit", "evaluation.samples_per_unit", "samples_logged",
+                "parquet", "precision.recompute_granularity", "precision.recompute_modules", "precision.recompute_num_layers", "logging")

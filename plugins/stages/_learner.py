@@ -62,7 +62,7 @@ class Learner:
     step: int = 0  # policy updates done
     rollout: int = 0  # rollouts done
     cursor: int = 0  # prompts taken from the stream
-    skipped: int = 0  # updates without a single sample to learn from
+    skipped: int = 0  # updates without a single sample to learn from; the policy counts those it skips
     sets: WeightSets | None = None
     pool: RewardPool | None = None
     rollout_metrics: dict[str, float] = field(default_factory=dict)  # of the rollout under way, part of each of its updates' metrics

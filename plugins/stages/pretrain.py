@@ -93,7 +93,7 @@ class Pretrain:
         saver.finish()
         artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
                                  before_rename=context.check_epoch)
-        return {"loss": metrics.get("loss"), "steps": config.steps} | meter.metrics()
+        return {"loss": metrics.get("loss"), "steps": config.steps, "skipped_updates": policy.skipped_updates} | meter.metrics()
 
     def _tokenizer(self, context: StageContext, task: Any) -> Tokenizer:
         """Train the tokenizer on rank 0 (once: a resumed stage finds it), load it everywhere."""

@@ -112,7 +112,8 @@ class RewardModelStage:
             card.save(folder)
 
         artifact.export_artifact(policy, context.output("reward_model"), complete=complete, before_rename=context.check_epoch)
-        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped} | meter.metrics()
+        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped,
+                           "skipped_updates": policy.skipped_updates} | meter.metrics()
 
     def _packed(self, policy: Policy, examples: Sequence[Example]) -> tuple[list[MicroBatch], float]:
         """This replica's micro-batches; the responses of a pair stay together, chosen first."""

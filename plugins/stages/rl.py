@@ -149,7 +149,7 @@ class RL:
         learner.export()
         watched = {"monitor_flags": monitor.flags} if self.config.monitor.every else {}
         ends = self._prompts.metrics | after | {f"{name}_before": value for name, value in before.items() if name != "flops_evaluation"}
-        return ends | {"steps": learner.step, "skipped_updates": learner.skipped} | learner.flops_metrics() | watched
+        return ends | {"steps": learner.step, "skipped_updates": learner.skipped + learner.policy.skipped_updates} | learner.flops_metrics() | watched
 
     def _evaluation_due(self, step: int) -> bool:
         """Whether the first rollout that begins at or after a multiple of `evaluation.every` steps begins now."""

@@ -94,7 +94,8 @@ class SFT:
         saver.finish()
         meter.add("evaluation", validation)
         metrics = {"validation_loss": self._validate(policy, corpus)} | kept | {"samples": len(corpus.train), "held_out": len(corpus.held_out),
-                          "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens} | meter.metrics()
+                          "dropped_too_long": corpus.dropped, "steps": steps, "tokens": config.epochs * corpus.tokens,
+                          "skipped_updates": policy.skipped_updates} | meter.metrics()
         artifact.export_artifact(policy, context.output("checkpoint"), complete=lambda folder: seal_checkpoint(folder, tokenizer),
                                  before_rename=context.check_epoch)
         return metrics

@@ -151,7 +151,7 @@ def load(policy: Policy, path: Path, sets: WeightSets | None = None, *, weights_
     for name in names:
         assert sets is not None
         sets.load(name, loaded["sets"][name])
-    policy.version = about["version"]
+    policy.version, policy.skipped_updates = about["version"], about.get("skipped_updates", 0)
     if same_layout:
         rng.restore(loaded["rng"], policy.platform)
     else:
@@ -196,7 +196,8 @@ def _layout(policy: Policy) -> dict[str, int | None]:
 
 def _describe(policy: Policy, step: int, extra: Mapping[str, Any], sets: WeightSets | None) -> dict[str, Any]:
     optimizer, scheduler = policy.optimizer, policy.scheduler
-    return {"step": step, "version": policy.version, "layout": _layout(policy), "sets": sets.names() if sets is not None else [],
+    return {"step": step, "version": policy.version, "skipped_updates": policy.skipped_updates, "layout": _layout(policy),
+            "sets": sets.names() if sets is not None else [],
             "optimizer": _optimizer_name(policy), "optimizer_step": optimizer_step(policy) if optimizer is not None else 0,
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "seed": f"{int(torch.get_rng_state().sum())}/{policy.version}", "extra": dict(extra)}

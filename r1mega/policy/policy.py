@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,10 +40,10 @@ class StepResult:
     """What one policy update reports; the same on every rank."""
 
     loss: float  # the global loss: sum over all tokens / global denominator
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; nan or inf where it was not finite
     lr: float
     sums: Mapping[str, float]  # the loss function's metric sums over all replicas
-    updated: bool  # false when the optimizer skipped the step (non-finite gradients)
+    updated: bool  # false when the optimizer skipped the step: the gradient's norm was not finite
 
 
 class Policy:
@@ -77,6 +78,8 @@ class Policy:
         self.optimizer: Any = None
         self.scheduler: OptimizerParamScheduler | None = None
         self.version = 0  # of the weights: the number of updates they have had
+        self.skipped_updates = 0  # for a gradient that was not finite; part of a checkpoint
+        self._skipped_in_row = 0
         self.foreign_weights: str | None = None  # the weight set that stands in for the current weights (`WeightSets.use`)
         if optimizer is not None:
             self.models = list(build.wrap_data_parallel(self.config, self.chunks, optimizer))
@@ -84,6 +87,7 @@ class Policy:
                 model.broadcast_params()
             self.optimizer = build.build_optimizer(self.models, optimizer, precision)
             self.config.grad_scale_func = self.optimizer.scale_loss
+            self._most_skipped = optimizer.max_nonfinite_updates
             self.scheduler = _scheduler(self.optimizer, optimizer, max(1, training_steps))
         self.sharding_checked = False  # whether a checkpoint's sharding has been validated: once is enough
 
@@ -140,14 +144,17 @@ class Policy:
 
         `loss_fn` returns sums over a micro-batch. The step's loss is the sum over all micro-batches of all replicas divided once by the global
         number of loss tokens (positions with weight > 0); aggregation other than per token is expressed in the weights.
+
+        Where the global gradient norm is not finite, no rank updates anything. Raises `R1MegaError` after `max_nonfinite_updates` of these in a row.
         """
         if self.foreign_weights is not None:
             raise R1MegaError(f"cannot train while weight set '{self.foreign_weights}' stands in for the weights")
         for model in self.models:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        biases = [bias.clone() for bias in self._expert_biases()]  # they move at the end of the passes
         results = self._run(batches, partial(self._loss, loss_fn), forward_only=False)
-        updated, grad_norm, _ = self.optimizer.step()
+        updated, grad_norm = self._update(biases)
         assert self.scheduler is not None
         lr = float(self.optimizer.param_groups[0]["lr"])
         if updated:
@@ -155,7 +162,28 @@ class Policy:
         self.version += 1
         sums = self._reduce(results)
         tokens = max(1.0, sums.pop("loss_tokens"))
-        return StepResult(loss=sums.pop("loss") / tokens, grad_norm=float(grad_norm or 0.0), lr=lr, sums=sums | {"loss_tokens": tokens}, updated=bool(updated))
+        return StepResult(loss=sums.pop("loss") / tokens, grad_norm=grad_norm, lr=lr, sums=sums | {"loss_tokens": tokens}, updated=updated)
+
+    def _expert_biases(self) -> list[torch.Tensor]:
+        return [buffer for chunk in self.chunks for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")]
+
+    def _update(self, biases: Sequence[torch.Tensor]) -> tuple[bool, float]:
+        """Whether the weights were updated, and the gradient's norm. Megatron itself would carry a NaN into them: it looks under fp16 alone. Where
+        nothing is updated, the expert biases are again what they were before the passes."""
+        overflow, norm = self.optimizer.prepare_grads(), float(self.optimizer.get_grad_norm())  # `step` does both again, to the same end
+        if not self.ranks.max_over_ranks(float(overflow or not math.isfinite(norm))):
+            self._skipped_in_row = 0
+            updated, _, _ = self.optimizer.step()
+            return bool(updated), norm
+        for bias, before in zip(self._expert_biases(), biases, strict=True):
+            bias.copy_(before)
+        self.skipped_updates += 1
+        self._skipped_in_row += 1
+        if self._skipped_in_row >= self._most_skipped:
+            raise R1MegaError(f"{self._skipped_in_row} updates in a row were skipped because the gradient's norm was not finite, here {norm} "
+                              f"(optimizer.max_nonfinite_updates={self._most_skipped}); the weights are as they were before these. Look for a loss that is "
+                              "not finite on some sample, or lower optimizer.lr; the checkpoints are kept")
+        return False, norm
 
     def _loss(self, loss_fn: LossFn, batch: MicroBatch, share: ContextShare | None) -> Callable[..., Any]:
         def compute(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:

@@ -279,6 +279,20 @@ def reshard(folder: Path) -> dict[str, Any]:
     return found
 
 
+def poison(_folder: Path) -> dict[str, Any]:
+    """Two replicas, of which one has a loss that is not a number in its second step."""
+    policy = make(LAYOUTS["dp"])
+    seen: list[Any] = []
+    for step in range(3):
+        bad = step == 1 and policy.ranks.rank == 1
+        result = policy.train_step(batches(policy), lambda logprob, _entropy, batch, bad=bad: (
+            -(logprob * batch.weights).sum() * (float("nan") if bad else 1.0), {}))
+        seen.append([result.updated, live_digest(policy)])
+    of_all: list[Any] = [None] * policy.ranks.world_size
+    dist.all_gather_object(of_all, seen, group=policy.ranks.control)
+    return {"ranks": of_all, "skipped": policy.skipped_updates}
+
+
 def back(folder: Path) -> dict[str, Any]:
     """One rank again: each of those checkpoints."""
     found: dict[str, Any] = {}

@@ -55,10 +55,16 @@ def alone(folder: Path) -> dict[str, Found]:
 
 
 @pytest.fixture(scope="module")
-def resharded(folder: Path, alone: dict[str, Found]) -> Found:
-    """What two ranks found in the checkpoint of one."""
+def together(folder: Path, alone: dict[str, Found]) -> dict[str, Found]:
+    """What two ranks found."""
     assert alone
-    return start(2, folder, "reshard")["reshard"]
+    return start(2, folder, "reshard", "poison")
+
+
+@pytest.fixture(scope="module")
+def resharded(together: dict[str, Found]) -> Found:
+    """What two ranks found in the checkpoint of one."""
+    return together["reshard"]
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +192,15 @@ def test_a_checkpoint_moves_to_another_layout_bit_for_bit(alone: dict[str, Found
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_and_back_bit_for_bit(alone: dict[str, Found], back: Found, layout: str) -> None:
     assert back[layout] == alone["resume"]["straight"]["weights"], "after training on, the weights are not those of the run that never moved"
+
+
+def test_a_gradient_that_is_not_finite_on_one_replica_is_skipped_by_all(together: dict[str, Found]) -> None:
+    first, second = together["poison"]["ranks"]
+    assert first == second, "the replicas went apart"
+    assert [updated for updated, _ in first] == [True, False, True]
+    digests = [weights for _, weights in first]
+    assert digests[0] == digests[1] != digests[2]
+    assert together["poison"]["skipped"] == 1
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1mega.config import OptimizerConfig, PrecisionConfig
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, R1MegaError
 from r1mega.policy.build import TrainingTerms
 from r1mega.rollout.batching import unpack
 
@@ -159,3 +159,43 @@ def test_mtp_loss_is_masked_to_responses() -> None:
 def test_sgd_with_the_distributed_optimizer_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"use_distributed_optimizer=false"):
         models.build(models.gqa(), optimizer=OptimizerConfig(optimizer="sgd"))
+
+
+def poisoned(how: float) -> Any:
+    def loss(logprobs: torch.Tensor, entropy: torch.Tensor, batch: Any) -> Any:
+        total, sums = models.likelihood(logprobs, entropy, batch)
+        return total + how * logprobs[3] if batch.lengths[0] == 9 else total, sums
+
+    return loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("how", [float("nan"), float("inf"), 3e38])
+def test_a_gradient_that_is_not_finite_changes_nothing(how: float, precision: Any) -> None:
+    """One bad sample in a good batch: afterwards all is as if that step had not been."""
+    good, bad = ([models.batch_of(models.sequences(*lengths))] for lengths in (LENGTHS, (9, 30)))
+    adam = OptimizerConfig(lr=1e-2, lr_warmup_steps=4)
+    found = []
+    for steps in ((good, bad, good), (good, good)):
+        policy = models.build(models.deepseek(), optimizer=adam, precision=PrecisionConfig(params_dtype=precision),
+                              terms=TrainingTerms(moe_router_bias_update_rate=1e-3))
+        results = [policy.train_step(batches, poisoned(how)) for batches in steps]
+        found.append((weights(policy), results, policy.skipped_updates, buffers(policy, "expert_bias")))
+    (with_bad, three, skipped, bias), (without, two, none, expected_bias) = found
+    assert [result.updated for result in three] == [True, False, True]
+    assert not np.isfinite(three[1].grad_norm)
+    assert (skipped, none) == (1, 0)
+    assert (three[2].lr, three[2].grad_norm) == (two[1].lr, two[1].grad_norm)
+    assert all(torch.equal(with_bad[name], without[name]) for name in without), "the skipped update left a trace"
+    assert all(torch.equal(a, b) for a, b in zip(bias, expected_bias, strict=True)), "the skipped update moved the expert bias"
+
+
+def test_skipped_updates_in_a_row_end_the_stage() -> None:
+    good, bad = ([models.batch_of(models.sequences(*lengths))] for lengths in (LENGTHS, (9, 30)))
+    policy = models.build(models.gqa(), optimizer=OptimizerConfig(max_nonfinite_updates=2))
+    loss = poisoned(float("nan"))
+    assert [policy.train_step(batches, loss).updated for batches in (bad, good, bad, good)] == [False, True, False, True]
+    policy.train_step(bad, loss)
+    with pytest.raises(R1MegaError, match=r"2 updates in a row were skipped .* nan \(optimizer\.max_nonfinite_updates=2\)"):
+        policy.train_step(bad, loss)
+    assert policy.skipped_updates == 4
