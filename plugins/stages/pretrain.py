@@ -52,7 +52,7 @@ class PretrainConfig(StageCommon):
 class Pretrain:
     """Pre-trains a base model, and its tokenizer, on documents that the task generates."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {}
     outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
 

@@ -53,7 +53,7 @@ class SFTConfig(StageCommon):
 class SFT:
     """Fine-tunes a policy on samples: cold start, the stage on reasoning and general data, distillation into a student."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "samples": "SampleSet", "extra": "SampleSet?"}
     outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
 

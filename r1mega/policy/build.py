@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class TrainingTerms:
     """What training adds to the loss and moves besides the weights. The defaults are RL's: nothing."""
 
-    moe_aux_loss_coeff: float = 0.0
+    moe_aux_loss_coeff: float = 0.0  # of the sequence-wise balance loss (`balance.py`)
     moe_router_bias_update_rate: float = 0.0  # 0 freezes the expert bias
     mtp_loss_scaling_factor: float = 0.0
     mtp_detach: bool = True  # keep the MTP loss out of the trunk, the embedding and the head
@@ -110,6 +110,7 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, pre
     if transformer_engine:
         fields["attention_backend"] = AttnBackend.auto
     if a.moe:
+        _check_balance(parallel, precision, terms)
         fields |= _moe_fields(a, terms, transformer_engine=transformer_engine)
     if a.mla is None:
         return TransformerConfig(**fields)
@@ -127,6 +128,14 @@ def _stage_fields(a: Architecture, parallel: ParallelConfig) -> dict[str, Any]:
     """Megatron takes the number of virtual stages from a layout where there is one."""
     layout = pipeline_layout(a, parallel)
     return {"pipeline_model_parallel_layout": layout} if layout else {"virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size}
+
+
+def _check_balance(parallel: ParallelConfig, precision: PrecisionConfig, terms: TrainingTerms) -> None:
+    """Recomputing an MoE layer alone, while other micro-batches are under way, does not tell its router which sequences it sees."""
+    if terms.moe_aux_loss_coeff and parallel.pipeline_model_parallel_size > 1 and "moe" in precision.recompute_modules \
+            and precision.recompute_granularity == "selective":
+        raise ConfigError("precision.recompute_modules=[..., moe] cannot be with moe_aux_loss_coeff above 0 and parallel.pipeline_model_parallel_size above 1; "
+                          "set precision.recompute_granularity=full, leave out 'moe', or set moe_aux_loss_coeff=0")
 
 
 def _moe_fields(a: Architecture, terms: TrainingTerms, *, transformer_engine: bool) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
+from r1mega.policy.balance import SequenceRouter
 from r1mega.policy.context import context_attention
 from r1mega.policy.kernels import from_rectangles, rms_normalize, to_rectangles
 from r1mega.policy.latent import PackedLatentAttention
@@ -174,12 +176,14 @@ class PositionalRotary(torch.nn.Module):
 
 
 def adapt_spec(spec: Any) -> Any:
-    """A copy of a layer spec with Megatron's local core attention, norm and MLA down projections replaced by ours, and Transformer Engine's
+    """A copy of a layer spec with Megatron's router, local core attention, norm and MLA down projections replaced by ours, and Transformer Engine's
     attention wrapped."""
     if spec is DotProductAttention:
         return CoreAttention
     if spec is WrappedTorchNorm:
         return RMSNorm
+    if spec is TopKRouter:
+        return SequenceRouter
     if spec is MLASelfAttention:
         return PackedLatentAttention
     if isinstance(spec, type) and spec.__name__ == "TEDotProductAttention":

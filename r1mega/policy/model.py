@@ -13,6 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 
+from r1mega.policy.balance import follow_batches
 from r1mega.policy.layers import PositionalRotary
 from r1mega.policy.packed import DecodeBatch, PackedBatch, PrefillBatch
 from r1mega.policy.vocab import vocab_parallel_logprobs
@@ -56,6 +57,7 @@ class PolicyModel(GPTModel):
         for module in self.modules():
             if module is not self and isinstance(getattr(module, "rotary_pos_emb", None), torch.nn.Module):
                 module.rotary_pos_emb = PositionalRotary(module.rotary_pos_emb, per_head=False)
+        follow_batches(self)
         for layer in self.mtp.layers if self.mtp_process else ():
             layer.cp_group = None  # `_mtp_states` shifts the tokens itself, over the whole row
             if "forward_func" in inspect.signature(layer._checkpointed_forward).parameters:

@@ -82,6 +82,7 @@ class PackedBatch(PackedSeqParams):
     positions: torch.Tensor | None = None  # int64 [T], of this rank's share where there is one
     plan: PackPlan | None = None
     share: ContextShare | None = None
+    real_lengths: tuple[int, ...] = ()  # of the sequences that are not padding, the first of the row
     phase: torch.Tensor | None = None  # what the first attention layer computed of the positions, for the layers after it
 
 
@@ -101,10 +102,12 @@ class DecodeBatch(PackedBatch):
     logit_rows: torch.Tensor | None = None
 
 
-def packed_batch(lengths: Sequence[int], positions: torch.Tensor, *, thd: bool, share: ContextShare | None = None) -> PackedBatch:
-    """`PackedBatch` for sequences of these lengths; `thd` selects Transformer Engine's path, unless the row is shared."""
+def packed_batch(lengths: Sequence[int], positions: torch.Tensor, *, thd: bool, share: ContextShare | None = None, real: int | None = None) -> PackedBatch:
+    """`PackedBatch` for sequences of these lengths, of which the first `real` (None: all) are not padding; `thd` selects Transformer Engine's path,
+    unless the row is shared."""
     bounds = torch.tensor([0, *lengths], dtype=torch.int32, device=positions.device).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
     thd = thd and share is None
     return PackedBatch(qkv_format="thd" if thd else "sbhd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest,
-                       positions=positions, plan=None if thd or share is not None else plan_pack(lengths, positions.device), share=share)
+                       positions=positions, plan=None if thd or share is not None else plan_pack(lengths, positions.device), share=share,
+                       real_lengths=tuple(lengths[:real]))

@@ -216,7 +216,8 @@ class Policy:
             batch = next(iterator)
             share = share_of(batch, context.rank(), context.size(), context) if context.size() > 1 else None
             tokens, labels, positions = ((row if share is None else row[share.index]) for row in (batch.tokens, batch.labels, batch.positions))
-            packed = packed_batch(batch.lengths, positions, thd=self.transformer_engine, share=share)
+            packed = packed_batch(batch.lengths, positions, thd=self.transformer_engine, share=share,
+                                  real=batch.num_sequences)
             rows = model(tokens[None], positions[None], None, labels=labels[None], packed_seq_params=packed)
             return rows, make_loss(batch, share)
 

@@ -70,7 +70,8 @@ def reward_loss(values: torch.Tensor, entropy: None, batch: MicroBatch) -> tuple
 
 def build(model: str, parallel: ParallelConfig, optimizer: OptimizerConfig) -> Policy:
     architecture = ARCHITECTURES[model]
-    terms = TrainingTerms(mtp_loss_scaling_factor=0.3 if architecture.mtp_num_layers else 0.0, mtp_detach=False)
+    terms = TrainingTerms(moe_aux_loss_coeff=0.05 if architecture.moe else 0.0, mtp_loss_scaling_factor=0.3 if architecture.mtp_num_layers else 0.0,
+                          mtp_detach=False)
     policy = Policy(architecture, vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=optimizer,
                     training_steps=100, terms=terms, reward_head="train" if model == "reward" else "none", timeout_minutes=2)
     for chunk in policy.chunks:
