@@ -22,8 +22,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    determine_main_replica_uniform_distribution,
+    distribute_main_replicas_with_precomputed_distribution,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     _replace_state_dict_keys_with_sharded_keys,
@@ -144,6 +149,12 @@ def _to_host(data: Any, *, copy: bool) -> Any:
     return data.to("cpu", copy=copy or part_of_more)
 
 
+def _share_out(sharded: dict[str, Any]) -> None:
+    """Let data-parallel replicas, which hold the same shards, each write about as many bytes. A collective; only descriptions of shards travel."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    distribute_main_replicas_with_precomputed_distribution(sharded, group, determine_main_replica_uniform_distribution(sharded, group))
+
+
 class Write:
     """One folder being written. After the constructor returned, the state may change (with `background`); `finish` completes the folder.
 
@@ -155,6 +166,7 @@ class Write:
         owner."""
         self.ranks, self.folder = ranks, folder
         sharded, self._common = save_preprocess(state, validate)
+        _share_out(sharded)
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         self._planner = _Staged(dedup_replicated_tensors=False, flatten_state_dict=False)
         self._writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)

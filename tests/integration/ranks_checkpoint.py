@@ -274,8 +274,9 @@ def reshard(folder: Path) -> dict[str, Any]:
         original, mine = saved_digest(policy, path), saved_digest(policy, saved)
         digest = artifact.content_digest(policy, saved)
         strict = error_of(partial(checkpoint.load, policy, path, strict_rng=True))
-        found[name] = {"differ": sorted(key for key in {*original, *mine} if original.get(key) != mine.get(key)), "tensors": len(original),
-                       "content": digest, "strict_rng": strict, "losses": train(policy, 3)}
+        sizes = [file.stat().st_size for file in sorted(saved.glob("__*.distcp"))]
+        found[name] = {"bytes": sizes, "differ": sorted(key for key in {*original, *mine} if original.get(key) != mine.get(key)),
+                       "tensors": len(original), "content": digest, "strict_rng": strict, "losses": train(policy, 3)}
     return found
 
 

@@ -189,6 +189,13 @@ def test_a_checkpoint_moves_to_another_layout_bit_for_bit(alone: dict[str, Found
     assert "random states" in words
 
 
+@pytest.mark.parametrize("layout", ["dp", "cp", "ep"])
+def test_replicas_share_the_writing_of_a_bit_equal_checkpoint(resharded: Found, layout: str) -> None:
+    written = resharded[layout]["bytes"]
+    assert len(written) == 2, "a rank wrote nothing"
+    assert max(written) < 1.2 * min(written), f"bytes by rank: {written}"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_and_back_bit_for_bit(alone: dict[str, Found], back: Found, layout: str) -> None:
     assert back[layout] == alone["resume"]["straight"]["weights"], "after training on, the weights are not those of the run that never moved"
