@@ -4,7 +4,8 @@
 
 The graph is recipe=r1_tiny with few steps everywhere. One run goes undisturbed. Then one run is started and killed, driver and ranks together, after a
 random time; the same command is run again and killed again, and so on, until it has been killed so often as one campaign asks or is complete; a
-complete run is compared and a fresh one begun. Exit code 1 when a digest differs or a rerun fails.
+complete run is compared and a fresh one begun. A moment is any between two seconds and a third of the whole run, so kills fall everywhere: the longer
+a stage, the more of them. Each is told with its stage and what that was doing. Exit code 1 when a digest differs or a rerun fails.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from shortened import Run
+from shortened import Run, at_work
 
 LIMIT_S = 1800.0  # of one whole run, on a machine that does other things too
 RL = ("zero", "reasoning_rl", "all_scenario_rl", "student_rl")
@@ -30,6 +32,11 @@ SHORT = (
     *(f"stages.{node}.{setting}" for node in RL for setting in (
         "steps=4", "prompts_per_rollout=4", "prompts_per_unit=1", "group_size=4", "updates_per_rollout=2", "checkpoint.every=2",
         "evaluation.max_problems=4", "evaluation.samples=2", "algorithm.kl_coefficient=0.05")),
+    # within so few steps the cap on the length changes, the reward models count, and the monitor looks
+    "stages.zero.max_tokens_schedule=[{from_step: 2, max_tokens: 48}]",
+    *(f"+stages.all_scenario_rl.prompt_schedule.{domain}={{from_step: 2}}" for domain in ("helpful", "safety")),
+    *(f"stages.all_scenario_rl.{setting}" for setting in (
+        "reward.terms.helpful.from_step=2", "reward.terms.safety.from_step=2", "monitor.every=2", "monitor.problems=2", "monitor.samples=2")),
     *(f"stages.{node}.{setting}" for node in ("cold_start_data", "sft_data") for setting in ("max_prompts=96", "prompts_per_unit=12")),
     *(f"stages.{node}.{setting}" for node in ("cold_start", "sft", "distill") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
     *(f"stages.reward_{kind}.{setting}" for kind in ("helpful", "safety") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
@@ -41,7 +48,7 @@ def digests(run: Run) -> dict[str, str]:
     found = {}
     for manifest in sorted(run.folder.glob("stages/*/current/manifest.json")):
         stage = json.loads(manifest.read_text())
-        found |= {f"{stage['node']}.{output}": about["digest"] for output, about in stage["artifacts"].items() if about["type"] != "Report"}
+        found |= {f"{stage['node']}.{output}": about["digest"] for output, about in stage["artifacts"].items()}
     return found
 
 
@@ -53,17 +60,17 @@ def finish(run: Run) -> str:
 
 
 def kill(run: Run, after: float) -> str:
-    """Start, and kill everything after so many seconds; which stage was at work, or nothing when the run was complete before."""
+    """Start, and kill everything after so many seconds; `<stage>: <what it was doing>`, or nothing when the run was complete before."""
     process = run.start()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
     if process.poll() is not None:
         run.wait(LIMIT_S)
         return ""
-    running = [path.parent.parent.name for path in run.folder.glob("stages/*/current/manifest.json") if '"state": "running"' in path.read_text()]
+    working = at_work(run.folder)
     run.end()
     run.wait(LIMIT_S)
-    return ", ".join(running) or "between stages"
+    return ", ".join(f"{stage}: {what}" for stage, what in working.items()) or "between stages: none at work"
 
 
 def main() -> int:
@@ -88,12 +95,13 @@ def main() -> int:
         while done < options.kills:
             run = Run(folder / f"run{done}", recipe=SHORT)
             while done < options.kills:
-                stage = kill(run, generator.uniform(2.0, length / 3))
-                if not stage:
+                moment = generator.uniform(2.0, length / 3)
+                where = kill(run, moment)
+                if not where:
                     break
                 done += 1
-                killed.append(stage)
-                print(f"{done:>3}  killed in {stage}", flush=True)
+                killed.append(where)
+                print(f"{done:>3}  killed after {moment:.0f} s in {where}", flush=True)
             problem = finish(run)
             got = digests(run)
             wrong = [name for name in want if got.get(name) != want[name]]
@@ -102,9 +110,11 @@ def main() -> int:
                 print(f"     {problems[-1]}", flush=True)
             else:
                 print(f"     {run.folder.name}: all {len(want)} digests equal", flush=True)
-    print(f"{done} kills in {len(set(killed))} different stages, {len(problems)} problems")
+    stages = Counter(where.partition(":")[0] for where in killed)
+    print(f"{done} kills in {len(stages)} different stages, {len(problems)} problems")
     if options.json:
-        print(json.dumps({"kills": done, "stages": sorted(set(killed)), "artifacts": len(want), "problems": problems, "undisturbed_s": round(length, 1)}))
+        print(json.dumps({"kills": done, "stages": dict(stages.most_common()), "killed": killed, "artifacts": len(want), "problems": problems,
+                          "undisturbed_s": round(length, 1)}))
     return 1 if problems else 0
 
 

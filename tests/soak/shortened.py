@@ -124,6 +124,27 @@ class Run:
         return "training" if units == 2 * PROMPTS_PER_REPLICA // PROMPTS_PER_UNIT else "generating"
 
 
+def at_work(folder: Path) -> dict[str, str]:
+    """Stage -> what it is doing, for the stages of a run folder that its manifests call running: one, or none between two stages."""
+    running = [path.parent for path in folder.glob("stages/*/current/manifest.json") if '"state": "running"' in path.read_text()]
+    return {stage.parent.name: doing(stage) for stage in running}
+
+
+def doing(stage: Path) -> str:
+    """What a stage of any kind is doing, as its files tell: starting, saving, exporting, generating, `step <N> done`, or setting up."""
+    logs = stage / "logs" / "rank0.log"
+    if not logs.exists() or not logs.stat().st_size:
+        return "starting"
+    if any((stage / "checkpoints").glob("step_*.tmp-*")):
+        return "saving"
+    if any((stage / "artifacts").glob("*.tmp-*")) or any((stage / "artifacts").glob(".*")):
+        return "exporting"
+    if done := steps_done(stage):
+        return f"step {done} done"
+    units = len(list(stage.rglob("unit_*.bank")))
+    return f"unit {units} banked" if units else "setting up"
+
+
 def steps_done(stage: Path) -> int:
     """The newest step in a stage's metrics."""
     path = stage / "metrics.jsonl"
