@@ -14,7 +14,9 @@ from r1mega.compose_show import show
 from r1mega.data.decontaminate import unset_tasks
 from r1mega.errors import ConfigError
 from r1mega.plugins import Host
-from r1mega.recipe import fingerprint, graph, required
+from r1mega.recipe import artifacts, files, graph, required, status
+from r1mega.recipe.artifacts import Manifest, RunFolder
+from r1mega.recipe.assess import assess
 from r1mega.recipe.nodes import Recipe
 
 HEAD = "overrides: [model=tiny_dense, tokenizer=sentencepiece, template=zero_tiny, precision=fp32, task=arithmetic]\nstages:\n  base: {stage: pretrain}\n"
@@ -90,17 +92,25 @@ def test_cfg_shows_the_list_and_where_it_came_from(two: Recipe) -> None:
     assert "name: math_benchmark  # measured on by stages.aime, stages.aime_again" in text
 
 
-def test_a_changed_evaluation_makes_the_data_stale_and_its_key_is_named(two: Recipe, host: Host) -> None:
-    changed = compose_recipe(["recipe=two", "stages.score.task.max_operand=30"], host)
-    for name in MAKERS:
-        bases = [fingerprint.basis_of(graph.build(recipe, host).nodes[name], {}) for recipe in (two, changed)]
-        assert fingerprint.fingerprint(bases[0]) != fingerprint.fingerprint(bases[1])
-        assert "evaluation_tasks.arithmetic_2.task.max_operand: (absent) -> 30" in fingerprint.explain(*bases), "the RL stages measure on the old task still"
-
-
-def test_another_stage_on_the_same_task_changes_nothing(two: Recipe, host: Host) -> None:
-    fewer = compose_recipe(["recipe=two", "stages.aime_again.evaluation.samples=2"], host)
-    assert fewer.nodes["data"].tree == two.nodes["data"].tree
+def test_status_names_the_evaluation_that_made_data_stale(two: Recipe, host: Host, tmp_path: Path) -> None:
+    folder, built = RunFolder(tmp_path), graph.build(two, host)
+    verdict = assess(built, folder)["given"]
+    assert verdict.fingerprint
+    assert verdict.basis
+    stage_dir = folder.stage("given", verdict.fingerprint)
+    for output in verdict.node.output_types:
+        artifacts.artifact(stage_dir, output).mkdir(parents=True)
+        (artifacts.artifact(stage_dir, output) / "rows.jsonl").write_text("{}\n")
+    Manifest("given", "import_data", "r1mega", verdict.fingerprint, verdict.basis, "", {}, 1, state="done",
+             artifacts=artifacts.record(verdict.node, stage_dir)).save(stage_dir)
+    files.point(folder.stage("given"), verdict.fingerprint)
+    changed = compose_recipe(["recipe=two", "stages.zero.task.max_operand=30", "stages.score.task.max_operand=30"], host)
+    for recipe, state in (two, "done"), (changed, "stale"):
+        folder.config.write_text(yaml.safe_dump({"stages": {name: dict(node.tree) for name, node in recipe.nodes.items()}}))
+        files.write_json(folder.graph, graph.build(recipe, host).to_json())
+        found = status.inspect(tmp_path)[0]["given"]
+        assert found.state == state
+    assert found.reasons == ("evaluation_tasks.arithmetic.task.max_operand: 40 -> 30",)
 
 
 def test_a_task_without_its_path_is_asked_for_where_it_is_measured_alone(two: Recipe, host: Host) -> None:
@@ -136,4 +146,3 @@ def test_a_users_own_evaluations_stay_beside_those_of_the_recipe(host: Host) -> 
 def test_rows_that_are_learned_from_and_measured_on_are_refused(host: Host) -> None:
     with pytest.raises(ConfigError, match=r"stages\.world: stages\.polite measures on world\.prompts, .*stages\.world\.decontamination\.recipe=false"):
         compose_recipe(["recipe=both"], host)
-    compose_recipe(["recipe=both", "stages.world.decontamination.recipe=false"], host)
