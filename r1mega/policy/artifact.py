@@ -22,6 +22,7 @@ from r1mega.policy.keys import model_state, saved_tensors
 from r1mega.recipe import files
 
 if TYPE_CHECKING:
+    from r1mega.policy.architecture import Architecture
     from r1mega.policy.policy import Policy
 
 ARCHITECTURE = "architecture.json"
@@ -80,7 +81,13 @@ def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False, h
     if damage := storage.find_damage(policy.ranks, folder):
         raise R1MegaError(f"the weights in {folder} are damaged: {damage}; run the stage that made them again")
     about = storage.on_first_rank(policy.ranks, f"cannot read {folder}", folder, lambda: files.read_json(folder / ARCHITECTURE))
-    own = {"vocab_size": policy.options.vocab_size, **dataclasses.asdict(policy.architecture)}
+    check_architecture(about, policy.architecture, policy.options.vocab_size, folder, mtp_optional=mtp_optional)
+    load_weights(policy, folder, mtp_optional=mtp_optional, head=head, optimizer=optimizer)
+
+
+def check_architecture(about: Mapping[str, Any], architecture: Architecture, vocab_size: int, folder: Path, *, mtp_optional: bool = False) -> None:
+    """Compare an artifact's `architecture.json` with a model. Raises `UserError` naming the fields in which they differ."""
+    own = {"vocab_size": vocab_size, **dataclasses.asdict(architecture)}
     saved = {"vocab_size": about["vocab_size"], **about["architecture"]}
     ignored = _NOT_IN_WEIGHTS | ({"mtp_num_layers"} if mtp_optional else set())
     there, here = _flat(saved, ignored), _flat(own, ignored)
@@ -88,7 +95,6 @@ def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False, h
     if differing:
         fields = "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in differing)
         raise UserError(f"the weights in {folder} are of another model: {fields}. Use the model configuration they were made with")
-    load_weights(policy, folder, mtp_optional=mtp_optional, head=head, optimizer=optimizer)
 
 
 def content_digest(policy: Policy, folder: Path) -> str:

@@ -63,7 +63,7 @@ def exported(policy: Policy, family: Family, folder: Path, **changes: Any) -> Pa
     artifact.export_artifact(policy, folder / "artifact")
     settings = {"eos_id": 1, "shard_bytes": 30_000} | changes
     export = Export(folder / "artifact", family, policy.architecture, models.VOCAB, **settings)
-    export_weights(export, policy.ranks, folder / "hf", extra=lambda _: None, before_rename=lambda: None)
+    export_weights(export, policy.ranks, folder / "hf", before_rename=lambda: None)
     return folder / "hf"
 
 

@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 
+from r1mega.config import ParallelConfig
 from r1mega.errors import R1MegaError
 from r1mega.policy import storage
 from r1mega.policy.architecture import Architecture
+from r1mega.policy.build import initialize_parallel
 from r1mega.policy.hugging_face.family import Family
 from r1mega.policy.hugging_face.mapping import Unit, map_tensors
 from r1mega.policy.hugging_face.published import INDEX, PublishedWeights, Shard, plan_shards, rows_of, write_shard
 from r1mega.policy.hugging_face.stored import StoredWeights
-from r1mega.policy.ranks import Ranks
+from r1mega.policy.platform import get_platform, initialize_distributed
+from r1mega.policy.ranks import Ranks, find_ranks
 from r1mega.recipe import files
 
 
@@ -37,12 +40,21 @@ class Export:
     shard_bytes: int = 5_000_000_000
 
 
-def export_weights(export: Export, ranks: Ranks, folder: Path, *, extra: Callable[[Path], None], before_rename: Callable[[], None]) -> dict[str, int]:
+def join(parallel: ParallelConfig, seed: int, timeout_minutes: float) -> Ranks:
+    """This rank's place among those of the stage, without a model. A collective."""
+    platform = get_platform()
+    initialize_distributed(platform, timeout_minutes)
+    initialize_parallel(parallel, seed)
+    return find_ranks(platform, timeout_minutes)
+
+
+def export_weights(export: Export, ranks: Ranks, folder: Path, *, before_rename: Callable[[], None], extra: Callable[[Path], None] = lambda _: None,
+                   check: Callable[[Path], None] = lambda _: None) -> dict[str, int]:
     """Write the folder under a temporary name, check what was written, rename it. A collective; the ranks share the files.
 
-    `extra(folder)` runs on rank 0 and writes what is neither weight nor config.json. Returns counts. Raises `UserError` for weights that the family's
-    table does not fit, `R1MegaError` naming the tensor whose written bytes are not the checkpoint's. On any error the temporary folder is gone and an
-    earlier export is as it was.
+    `extra(folder)` runs on rank 0 and writes what is neither weight nor config.json. `check(folder)` is a collective of the caller's, after every byte has
+    been compared. Returns counts. Raises `UserError` for weights that the family's table does not fit, `R1MegaError` naming the tensor whose written bytes
+    are not the checkpoint's. On any error the temporary folder is gone and an earlier export is as it was.
     """
     stored = storage.on_every_rank(ranks, f"cannot read {export.source}", export.source, lambda: StoredWeights(export.source))
     units = map_tensors(export.family, export.architecture, export.vocab_size, stored.shapes, str(export.source))
@@ -78,6 +90,7 @@ def export_weights(export: Export, ranks: Ranks, folder: Path, *, extra: Callabl
         storage.on_first_rank(ranks, what, temporary, complete)
         storage.on_every_rank(ranks, f"the export to {folder} is not what the checkpoint holds", temporary,
                               lambda: check_written(temporary, shards, mine, read))
+        check(temporary)
         storage.on_first_rank(ranks, what, temporary, publish)
     return {"tensors": len(index["weight_map"]), "parameters": index["metadata"]["total_parameters"], "bytes": index["metadata"]["total_size"],
             "files": len(shards)}

@@ -33,13 +33,13 @@ def plan_shards(units: Sequence[Unit], dtype_of: Callable[[Unit], torch.dtype], 
     groups: list[list[Unit]] = []
     room, total, parameters = 0, 0, 0
     for unit in units:
-        row = dtype_of(unit).itemsize * torch.Size(unit.shape[1:]).numel()
-        size = sum(part.rows * (1 + len(part.copies)) for part in unit.parts) * row
+        row = torch.Size(unit.shape[1:]).numel()
+        size = sum(part.rows * (1 + len(part.copies)) for part in unit.parts) * row * dtype_of(unit).itemsize
         if size > room:
             groups.append([])
             room = shard_bytes
         groups[-1].append(unit)
-        room, total, parameters = room - size, total + size, parameters + size // dtype_of(unit).itemsize
+        room, total, parameters = room - size, total + size, parameters + sum(part.rows for part in unit.parts) * row
     shards = [Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group)) for number, group in enumerate(groups, 1)]
     names = {name: shard.file for shard in shards for unit in shard.units for name in unit.names}
     return shards, {"metadata": {"total_size": total, "total_parameters": parameters}, "weight_map": dict(sorted(names.items()))}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from r1mega.errors import R1MegaError
@@ -25,7 +25,7 @@ class StoredWeights:
         self._reader = FileSystemReader(folder)
         metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
-        self._about: dict[str, TensorStorageMetadata] = {key: metadata.state_dict_metadata[key] for key in self.shapes}
+        self._about = {key: about for key, about in metadata.state_dict_metadata.items() if key in self.shapes and isinstance(about, TensorStorageMetadata)}
 
     def dtype(self, key: str) -> torch.dtype:
         """The format in which a tensor is stored."""
@@ -40,7 +40,7 @@ class StoredWeights:
         items = create_read_items_for_chunk_list(unit.key, self._about[unit.key], [wanted])
         if sum(item.lengths.numel() for item in items) != found.numel():
             raise R1MegaError(f"{self.folder}: the files hold only a part of {unit.key}{list(unit.index) or ''}; run the stage that made them again")
-        self._reader.read_data(LoadPlan(items), _Into(found)).wait()
+        self._reader.read_data(LoadPlan(items), cast(LoadPlanner, _Into(found))).wait()
         return found.view(unit.shape)
 
 
