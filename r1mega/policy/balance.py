@@ -58,7 +58,8 @@ def balance_loss(scores: torch.Tensor, routing_map: torch.Tensor, lengths: tuple
     routed = scores.new_zeros(count, experts).index_add_(0, index, routing_map[real].to(scores.dtype))
     routed = reduce_from_tensor_model_parallel_region(routed, group)
     score = scores.new_zeros(count, experts).index_add(0, index, scores[real])
-    return ((routed * score).sum(1) / tokens).sum() * (experts / topk)
+    loss: torch.Tensor = ((routed * score).sum(1) / tokens).sum() * (experts / topk)
+    return loss
 
 
 def follow_batches(model: torch.nn.Module) -> None:
