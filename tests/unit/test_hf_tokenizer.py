@@ -19,7 +19,8 @@ from r1mega.types import Prompt
 
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["the", "quick", "brown", "fox", "12", "345", "add", "reverse", "letters", "abc", "aab", "aba", "数字", "加", "等于", "多少", "你好", "世界", "答案", "是"]
+WORDS = ["the", "quick", "brown", "fox", "12", "345", "add", "reverse", "letters", "abc", "aab", "aba",
+         "数字", "加", "等于", "多少", "你好", "世界", "答案", "是"]
 
 
 def made(folder: Path, **settings: Any) -> tuple[SentencePiece, Path, str]:
