@@ -156,6 +156,6 @@ class StageCommon:
 
 # Fields that do not change a stage's results (within numerical noise): left out of its fingerprint.
 NOT_SEMANTIC = ("parallel", "cluster", "checkpoint", "reward.workers", "reward.timeout_s", "reward.memory_mb", "reward.batch_size",
-                "monitor.action", "optimizer.max_nonfinite_updates", "rollout.server", "rewriter.server", "rollout.max_slots",
-                "rollout.refill_fraction", "micro_batch_tokens", "prompts_per_unit", "evaluation.samples_per_unit", "samples_logged",
+                "monitor.action", "optimizer.max_nonfinite_updates", "rollout.server", "rewriter.server", "annotator.server",
+                "rollout.max_slots", "rollout.refill_fraction", "micro_batch_tokens", "prompts_per_unit", "evaluation.samples_per_unit", "samples_logged",
                 "parquet", "precision.recompute_granularity", "precision.recompute_modules", "precision.recompute_num_layers", "logging")

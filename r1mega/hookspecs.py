@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from r1mega.data.preferences import Assessment, Comparison
     from r1mega.data.records import SampleRecord
     from r1mega.recipe.context import StageContext
     from r1mega.types import MicroBatch
@@ -196,6 +197,30 @@ class Rewriter(Protocol):
     def rewrite(self, samples: Sequence[SampleRecord]) -> Sequence[SampleRecord | None]: ...
 
 
+class Annotator(Protocol):
+    """Judges responses: which of two is better, and whether one is safe. Built by `factory(config, reward=...)` on the lead of each replica of a
+    `preference_data` stage, which asks it for some hundred judgements at a time; `reward` is the stage's, for annotators that decide by a rule.
+
+    Both methods return one verdict per question, in order, None where there is none: what it was about is dropped and counted. An annotator that can
+    do only one of them raises `ConfigError` in the other. Example: `plugins/annotators/rule.py`.
+    """
+
+    version: ClassVar[str]
+    provenance: Mapping[str, Any]  # what the rows shall say of it beside its name and version, such as the model that it asks; no address
+
+    def compare(self, comparisons: Sequence[Comparison]) -> Sequence[str | None]:
+        """A key of `data.preferences.VERDICTS` for each."""
+        ...
+
+    def assess(self, assessments: Sequence[Assessment]) -> Sequence[bool | None]:
+        """Whether each response is safe."""
+        ...
+
+    def close(self) -> None:
+        """No more questions come; processes may end."""
+        ...
+
+
 # ------------------------------------------------------------------------------------------------------------------------------- the hooks
 
 
@@ -237,6 +262,11 @@ def register_tokenizers(register: Register) -> None:
 @hookspec
 def register_rewriters(register: Register) -> None:
     """Add rewriters of samples: `factory(config)` is a `Rewriter`."""
+
+
+@hookspec
+def register_annotators(register: Register) -> None:
+    """Add judges of responses: `factory(config, reward=...)` is an `Annotator`."""
 
 
 @hookspec

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1mega.errors import PluginError, nearest
 
-KINDS = ("stages", "rewards", "rollouts", "algorithms", "models", "tasks", "tokenizers", "rewriters")
+KINDS = ("stages", "rewards", "rollouts", "algorithms", "models", "tasks", "tokenizers", "rewriters", "annotators")
 
 
 @dataclass(frozen=True)

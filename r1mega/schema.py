@@ -17,7 +17,7 @@ from r1mega.registry import Registry
 # A field typed `config.Plugin` under one of these names holds a plugin of that registry kind.
 PLUGIN_FIELDS: Mapping[str, str] = {
     "model": "models", "tokenizer": "tokenizers", "task": "tasks", "algorithm": "algorithms", "rollout": "rollouts",
-    "rewriter": "rewriters",
+    "rewriter": "rewriters", "annotator": "annotators",
 }
 
 

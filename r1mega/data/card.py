@@ -113,35 +113,44 @@ def headline(kept: Kept, tallies: Mapping[str, Tally]) -> dict[str, float]:
 def dataset_card(title: str, kept: Kept, tallies: Mapping[str, Tally], *, provenance: Mapping[str, Any],
                  settings: Mapping[str, Any], contaminated: Mapping[str, int]) -> str:
     """The card as Markdown. `contaminated` counts drops by the evaluation set that was matched."""
-    table = [[line.domain, f"{line.samples:,}", f"{line.prompts:,}", f"{line.without_sample:,}", f"{line.mean_rounds:.1f}", f"{line.mean_tokens:.1f}",
+    lines = [[line.domain, f"{line.samples:,}", f"{line.prompts:,}", f"{line.without_sample:,}", f"{line.mean_rounds:.1f}", f"{line.mean_tokens:.1f}",
               f"{line.correct_rate:.1%}"] for line in domain_rows(kept, tallies)]
     languages = ", ".join(f"{name} ({count:,})" for name, count in sorted(kept.languages.items()))
-    drops = drops_table(tallies)
     sections = [
         f"# {title}", f"{kept.samples.total():,} samples" + (f" in {languages}." if languages else "."),
         "## Domains",
-        _table(["domain", "samples", "prompts", "without a sample", "mean rounds", "mean tokens", "correct"], table),
+        table(["domain", "samples", "prompts", "without a sample", "mean rounds", "mean tokens", "correct"], lines),
         "Rounds are rounds of sampling per prompt; tokens are those of the kept completion as it was generated; correct is the share of all generated.",
         "## Dropped",
-        _table(["reason", "dropped", *drops["domains"]], [[reason, f"{count:,}", *(f"{part.get(reason, 0):,}" for part in drops["domains"].values())]
-                                                         for reason, count in drops["total"].items()]) if drops["total"] else "Nothing.",
+        drops_as_text(tallies),
         "## Decontamination",
-        _table(["matched evaluation set", "dropped"], [[name, f"{count:,}"] for name, count in sorted(contaminated.items())])
+        table(["matched evaluation set", "dropped"], [[name, f"{count:,}"] for name, count in sorted(contaminated.items())])
         if contaminated else "No prompt and no answer overlaps with an evaluation set.",
-        "## Provenance", _table(["what", "value"], [[name, _inline(value)] for name, value in provenance.items()]),
+        "## Provenance", table(["what", "value"], [[name, inline(value)] for name, value in provenance.items()]),
         "Each row has its own in `provenance`: checkpoint or model, prompt, round, sample, rewards with their versions, filters passed, rewriter.",
-        "## Settings", _table(["setting", "value"], [[name, _inline(value)] for name, value in settings.items()])]
+        "## Settings", table(["setting", "value"], [[name, inline(value)] for name, value in settings.items()])]
     return "\n\n".join(sections) + "\n"
 
 
-def _inline(value: Any) -> str:
+def drops_as_text(tallies: Mapping[str, Tally]) -> str:
+    """`drops_table` in Markdown."""
+    drops = drops_table(tallies)
+    if not drops["total"]:
+        return "Nothing."
+    return table(["reason", "dropped", *drops["domains"]], [[reason, f"{count:,}", *(f"{part.get(reason, 0):,}" for part in drops["domains"].values())]
+                                                            for reason, count in drops["total"].items()])
+
+
+def inline(value: Any) -> str:
+    """A setting as one line of text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={_inline(item)}" for name, item in value.items()) or "none"
+        return ", ".join(f"{name}={inline(item)}" for name, item in value.items()) or "none"
     return str(value)
 
 
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -31,7 +31,7 @@ class PairwiseJudge:
 
 
 def _question(comparison: Comparison) -> Question:
-    parts = (("request", comparison.prompt), ("response A", comparison.a), ("response B", comparison.b))
+    parts = (("request", comparison.prompt.question), ("response A", comparison.a), ("response B", comparison.b))
     return Question(comparison.id, _SYSTEM, "\n\n".join(fenced(title, text, comparison.id) for title, text in parts))
 
 

@@ -104,14 +104,13 @@ def test_the_dry_run_of_the_papers_recipe_shows_every_stage_and_what_is_missing(
     plan, settings, missing = dry_run(capsys, "recipe=r1", f"output_dir={tmp_path}")
     stages = settings["stages"]
     assert [line.split()[0] for line in plan] == list(stages)
-    assert len(stages) == 20
+    assert len(stages) == 21
     assert all(line.split()[1] == "run" for line in plan)
     assert any("rl, 512 ranks" in line for line in plan)
     assert (stages["all_scenario_rl"]["config"]["steps"], stages["all_scenario_rl"]["config"]["rollout"]["temperature"]) == (1700, 0.7)
     assert stages["sft"]["inputs"]["policy"] == "base.checkpoint"
     assert missing.strip() == ("to run it, set: stages.base.path, stages.reasoning_prompts.prompts_path, stages.all_prompts.prompts_path, "
-                               "stages.general.samples_path, stages.helpful_data.pairs_path or judged_path, "
-                               "stages.safety_data.pairs_path or judged_path, task.path")
+                               "stages.general.samples_path, stages.preference_prompts.prompts_path, task.path")
     assert not list(tmp_path.iterdir())
 
 

@@ -255,7 +255,7 @@ def test_composing_needs_no_torch(tmp_path: Path) -> None:
 FILES = sorted(str(path.relative_to(conf_folder()).with_suffix("")) for path in conf_folder().rglob("*.yaml"))
 # what a `???` stands for
 EXAMPLES = {"task.path": "data", "task.dataset": "some/dataset", "tokenizer.path": "tokenizer.json", "model.path": "model",
-            "rollout.model": "teacher", "rewriter.model": "teacher", "reward.terms.accuracy.settings.model": "judge"}
+            "rollout.model": "teacher", "rewriter.model": "teacher", "annotator.model": "judge", "reward.terms.accuracy.settings.model": "judge"}
 
 
 @pytest.fixture(scope="module")

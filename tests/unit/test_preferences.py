@@ -13,8 +13,9 @@ from r1mega.errors import DataError
 from r1mega.remote.ask import ChatConfig
 from r1mega.remote.config import ServerConfig
 from r1mega.remote.pairwise import PairwiseJudge
+from r1mega.types import Prompt
 
-PAIRS = [ResponsePair(f"p{number}", "Tell me.", f"first {number}", f"second {number}") for number in range(200)]
+PAIRS = [ResponsePair(f"p{number}", Prompt("q", "Tell me.", domain="helpful"), f"first {number}", f"second {number}") for number in range(200)]
 
 
 def verdict_for(comparison: Comparison, first: int) -> str:
@@ -46,7 +47,7 @@ def test_the_preferred_response_wins_wherever_it_stood() -> None:
 
 def test_a_judge_that_always_prefers_a_decides_nothing() -> None:
     kept, drops = settle(PAIRS, ["A>>B"] * 800)
-    assert (kept, drops) == ([], {"margin too small": 200})
+    assert (kept, drops) == ([], {"margin_too_small": 200})
 
 
 @pytest.mark.parametrize(("preferences", "margin"), [((2, 2, 2, 2), 2.0), ((2, 1, 1, 1), 1.25), ((-2, -2, -1, 0), 1.25), ((1, 1, 1, 1), None),
@@ -55,7 +56,7 @@ def test_kept_beyond_a_mean_of_one(preferences: tuple[int, ...], margin: float |
     verdicts = [verdict_for(item, value) for item, value in zip(comparisons(PAIRS[:1]), preferences, strict=True)]
     kept, drops = settle(PAIRS[:1], verdicts)
     if margin is None:
-        assert (kept, drops) == ([], {"margin too small": 1})
+        assert (kept, drops) == ([], {"margin_too_small": 1})
     else:
         assert kept[0].margin == margin
         assert kept[0].chosen.startswith("first" if sum(preferences) > 0 else "second")
@@ -63,7 +64,7 @@ def test_kept_beyond_a_mean_of_one(preferences: tuple[int, ...], margin: float |
 
 def test_a_failed_judgement_drops_its_pair_and_is_no_tie() -> None:
     kept, drops = settle(PAIRS[:1], ["A=B", None, "A=B", "A=B"], min_margin=0.0)
-    assert (kept, drops) == ([], {"judgement failed": 1})
+    assert (kept, drops) == ([], {"judgement_failed": 1})
 
 
 def test_wrong_verdicts_are_refused() -> None:
@@ -123,10 +124,11 @@ def test_a_judge_behind_a_server() -> None:
         word = "certainly" if "p1" in a + b else ("A>>B" if len(a) > len(b) else "B>>A")  # p1: no verdict
         return chat(json.dumps({"own_answer": ".", "analysis": ".", "verdict": word}))
 
-    pairs = [ResponsePair("p0", "Tell me.", "p0 long and helpful", "p0 no"), ResponsePair("p1", "Tell me.", "p1 yes", "p1 no")]
+    asked = Prompt("q", "Tell me.", domain="helpful")
+    pairs = [ResponsePair("p0", asked, "p0 long and helpful", "p0 no"), ResponsePair("p1", asked, "p1 yes", "p1 no")]
     with serve(answer) as server:
         judge = PairwiseJudge(ChatConfig("m", ServerConfig(base_url=server.url), attempts=2))
         kept, drops = settle(pairs, judge(comparisons(pairs)))
     assert [(item.id, item.chosen, item.margin) for item in kept] == [("p0", "p0 long and helpful", 2.0)]
-    assert drops == {"judgement failed": 1}
+    assert drops == {"judgement_failed": 1}
     assert len(server.seen) == 4 + 2 * 4

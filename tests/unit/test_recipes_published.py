@@ -45,7 +45,11 @@ R1_SFT += [("r1", "cold_start_data", "rollout.temperature", 1.0, "B.3.2"), ("r1"
 REWARD_MODELS: list[Published] = [("r1", f"reward_{kind}", key, value, "3.1") for kind in ("helpful", "safety") for key, value in [
     ("kind", kind), ("batch_size", 256), ("optimizer.lr", 6e-6), ("epochs", 1), ("max_length", 8192)]]
 DATA: list[Published] = [
-    ("r1", "helpful_data", "preference_counts", {"helpful": 66000}, "3.1"), ("r1", "safety_data", "preference_counts", {"safety": 106000}, "3.1"),
+    ("r1", "preference_prompts", "prompt_counts", {"safety": 106000}, "3.1"),
+    *[("r1", "helpful_data", key, value, "3.1") for key, value in [
+        ("kind", "helpful"), ("max_rows", 66000), ("responses_per_prompt", 2), ("judgements", 4), ("min_margin", 1.0),
+        ("annotator.model", "deepseek-ai/DeepSeek-V3")]],
+    ("r1", "safety_data", "kind", "safety", "3.1"), ("r1", "safety_data", "max_rows", 0, "3.1"),
     ("r1", "general", "counts", {"general": 177812}, "Table 5"),
     ("r1", "reasoning_prompts", "prompt_counts", {"math": 26000, "code": 17000, "stem": 22000, "logic": 15000, "helpful": 0, "safety": 0}, "Table 4"),
     ("r1", "all_prompts", "prompt_counts", {"math": 26000, "code": 17000, "stem": 22000, "logic": 15000, "helpful": 66000, "safety": 12000},
@@ -116,6 +120,9 @@ def test_the_graph_of_r1_is_the_papers() -> None:
         assert "reasoning_rl" in sources["sft_data"]
         assert {"base", "sft_data", "general"} <= sources["sft"]  # from the base again, not from reasoning_rl
         assert {"sft", "reward_helpful", "reward_safety"} <= sources["all_scenario_rl"]
+        if name == "r1":
+            assert all(sources[f"{kind}_data"] == {"sft", "preference_prompts"} and f"{kind}_data" in sources[f"reward_{kind}"]
+                       for kind in ("helpful", "safety"))
         for model in ("zero", "cold_start", "reasoning_rl", "sft", "all_scenario_rl"):
             assert nodes[f"score_{model}"].inputs["policy"] == f"{model}.checkpoint"
 
@@ -179,7 +186,7 @@ def test_templates_and_rewards_agree_on_the_answers_place() -> None:
 def test_every_value_of_a_paper_size_recipe_is_explained() -> None:
     """Each override says where its value comes from: a section of a paper, `ours`, or that it is not published."""
     folder = conf_folder() / "recipe"
-    follows = ("model=", "template=", "cluster", "task=", "judge", "kind=", "rewriter", "benchmark=", "reward=", "algorithm=")  # from the graph
+    follows = ("model=", "template=", "cluster", "task=", "judge", "kind=", "rewriter", "benchmark=", "reward=", "algorithm=", "annotator=")  # from the graph
     for name in PAPER_SIZE:
         inherited = False  # from the stage above, which the lines after one that says so repeat
         for number, line in enumerate((folder / f"{name}.yaml").read_text().splitlines(), 1):

@@ -1,0 +1,1 @@
+"""Annotators: who says which of two responses is better, and whether one is safe."""
