@@ -21,7 +21,7 @@ from r1mega.recipe.context import StageContext
 from ._evaluations import Screen, evaluations_of, publish_screened
 from ._setup import make
 
-_NEEDED = ("general_samples", "general_prompts", "preferences")
+_NEEDED = ("general_samples", "general_prompts", "refusal_prompts", "preferences")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class GeneralDataConfig:
 
 
 class GeneralData:
-    """General samples, prompts and preferences that the task generates."""
+    """General samples, prompts and preferences that the task generates; `refusals`: the prompts that must or must not be refused, for the reward `refusal`."""
 
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     inputs: ClassVar[Mapping[str, str]] = dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")
-    outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "prompts": "PromptSet", "preferences": "PreferenceSet"}
+    outputs: ClassVar[Mapping[str, str]] = {"samples": "SampleSet", "prompts": "PromptSet", "refusals": "PromptSet", "preferences": "PreferenceSet"}
 
     def __init__(self, config: GeneralDataConfig) -> None:
         self.config = config
@@ -61,12 +61,13 @@ class GeneralData:
         if missing := [name for name in _NEEDED if not hasattr(task, name)]:
             raise ConfigError(f"task '{config.task.name}' has no {missing[0]}; choose a task with general data, such as tiny_world")  # type: ignore[attr-defined]
         evaluations = evaluations_of(config, context)
-        screens = {name: Screen(name, evaluations) for name in ("samples", "prompts", "pairs", "judged")}
+        screens = {name: Screen(name, evaluations) for name in ("samples", "prompts", "refusals", "pairs", "judged")}
         given_pairs, given_judged = task.preferences(config.preferences, config.seed, config.split, config.template.response)
         samples = screens["samples"].clean(task.general_samples(config.samples, config.seed, config.split))
         prompts = screens["prompts"].clean(task.general_prompts(config.split))
+        refusals = screens["refusals"].clean(task.refusal_prompts(config.split))
         pairs, judged = screens["pairs"].clean(given_pairs), screens["judged"].clean(given_judged)
-        counts = {"samples": len(samples), "prompts": len(prompts), "pairs": len(pairs), "judged": len(judged)}
+        counts = {"samples": len(samples), "prompts": len(prompts), "refusals": len(refusals), "pairs": len(pairs), "judged": len(judged)}
 
         def put(output: str, write: Callable[[Path], None], *tables: str) -> None:
             publish_screened(context, output, write, {name: counts[name] for name in tables}, [screens[name] for name in tables], config)
@@ -74,6 +75,7 @@ class GeneralData:
         if context.rank == 0:
             put("samples", lambda folder: write_samples(folder, samples), "samples")
             put("prompts", lambda folder: write_prompts(folder, prompts), "prompts")
+            put("refusals", lambda folder: write_prompts(folder, refusals), "refusals")
             put("preferences", lambda folder: write_preferences(folder, pairs, judged), "pairs", "judged")
         if context.world_size > 1:
             _wait_for_all(config.cluster.timeout_minutes)

@@ -1,4 +1,4 @@
-"""The stage `general_data` through the command line: three sets on disk, the same again from the same settings, and clear refusals."""
+"""The stage `general_data` through the command line: four sets on disk, the same again from the same settings, and clear refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from r1mega.data.records import read_preferences, read_prompts, read_samples
 from r1mega.data.world.preferences import is_safe, preference_score
 
-SETS = ("samples", "prompts", "preferences")
+SETS = ("samples", "prompts", "refusals", "preferences")
 
 
 RECIPE = "description: general data\nstages:\n  general: {stage: general_data, overrides: [samples=60, preferences=40]}\n"
@@ -50,7 +50,7 @@ def digests(folder: Path) -> list[str]:
     return [(artifacts(folder) / name / "content.sha256").read_text() for name in SETS]
 
 
-def test_three_sets_made_again_alike_by_one_rank_or_two(plugin: Path, tmp_path: Path) -> None:
+def test_four_sets_made_again_alike_by_one_rank_or_two(plugin: Path, tmp_path: Path) -> None:
     run(plugin, tmp_path / "one")
     run(plugin, tmp_path / "two", "stages.general.parallel=dp2")
     run(plugin, tmp_path / "other", "stages.general.seed=1")
@@ -62,6 +62,9 @@ def test_three_sets_made_again_alike_by_one_rank_or_two(plugin: Path, tmp_path: 
     samples, prompts, (pairs, judged) = read_samples(folder / "samples"), read_prompts(folder / "prompts"), read_preferences(folder / "preferences")
     assert (len(samples), len(pairs), len(judged)) == (60, 40, 40)
     asked = {prompt.question for prompt in prompts}
+    refusals = read_prompts(folder / "refusals")
+    assert {prompt.question for prompt in refusals} == {prompt.question for prompt in prompts if prompt.domain == "safety"}
+    assert all(isinstance(prompt.metadata["refusal_expected"], bool) for prompt in refusals)
     assert {row.prompt for row in [*samples, *pairs, *judged]} <= asked
     assert all(preference_score(pair.prompt, pair.chosen) > preference_score(pair.prompt, pair.rejected) for pair in pairs)
     assert all(row.safe == is_safe(row.prompt, row.response) for row in judged)
