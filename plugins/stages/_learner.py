@@ -58,6 +58,7 @@ class Learner:
     sampling: SamplingParams  # with the first cap on the length
     model_terms: ModelTerms
     seal: Callable[[Path], None]  # completes a checkpoint artifact; called on rank 0
+    max_flops: float | None = None  # of training, log-prob passes and generation together; None: no limit
 
     step: int = 0  # policy updates done
     rollout: int = 0  # rollouts done
@@ -67,13 +68,13 @@ class Learner:
     pool: RewardPool | None = None
     rollout_metrics: dict[str, float] = field(default_factory=dict)  # of the rollout under way, part of each of its updates' metrics
     _next_cursor: int = 0
+    _told: bool = False  # whether an update's metrics have told what the rollout under way spent
     _began: int = 0  # the step at which the rollout under way began
 
     @property
     def ended(self) -> bool:
         """Whether all updates are done, or the compute for them is spent."""
-        limit = self.config.max_flops
-        return self.step >= self.config.steps or (limit is not None and self.meter.model_flops >= limit)
+        return self.step >= self.config.steps or (self.max_flops is not None and self.meter.model_flops >= self.max_flops)
 
     # ---------------------------------------------------------------------------------------------------------------- beginning and end
 
@@ -176,6 +177,7 @@ class Learner:
         means = rollout_means(self.policy.ranks.sum_over_replicas(rollout_sums(groups, self.config.reward.terms)))
         self.meter.add("generation", self._total(generated))
         self.meter.add("inference", self._total(scored), values=True)
+        self._told = False
         self.rollout_metrics = means | seconds | {"rollout_seconds": time.perf_counter() - began}
         if self.writes:
             write_samples(self.context.rollouts / "samples.jsonl", self.step + 1, groups, self.config.samples_logged, advantages)
@@ -302,7 +304,10 @@ class Learner:
         spent = merged.get("rollout_seconds", 0.0) + merged.get("logprob_seconds", 0.0) + merged.get("train_seconds", 0.0) * self.config.updates_per_rollout
         if spent:
             merged["tokens_per_second"] = merged["generated_tokens"] / spent
-        return merged | self.meter.step()  # what the rollout spent stands at its first update
+        if self._told:
+            merged = {name: value for name, value in merged.items() if name in metrics or not name.endswith("_seconds")}
+        self._told = True
+        return merged | self.meter.step()  # what the rollout spent, FLOPs and seconds, stands at its first update
 
     def _balanced(self, minibatch: Sequence[Sample], scale: float) -> tuple[list[MicroBatch], float]:
         """This replica's micro-batches after the global balancing by length; every replica has the same number of them."""

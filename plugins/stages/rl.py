@@ -17,6 +17,7 @@ from r1mega.data.decontaminate import EVALUATION_INPUTS, EvaluationTask, TaskDec
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, nearest
 from r1mega.hookspecs import Register, Task
+from r1mega.recipe.artifacts import Manifest
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.schedule import check_covered, check_measurable
 from r1mega.rewards.scorers import ModelTerms, build_scorers, split_terms
@@ -115,13 +116,14 @@ class RLConfig(StageCommon):
 class RL:
     """Group-relative reinforcement learning with verifiable rewards (R1-Zero and the RL stages of R1).
 
-    `prompts` are drawn in addition to the task's; `helpful` and `safety` are for the reward terms of these names. Prompts that overlap with what the
-    recipe measures on are left out and counted.
+    `prompts` are drawn in addition to the task's; `helpful` and `safety` are for the reward terms of these names; `budget` is a checkpoint whose
+    training's compute is the most that this one may spend (with `max_flops`, the smaller counts): a fair comparison, as of a student by distillation
+    and by RL alone. Prompts that overlap with what the recipe measures on are left out and counted.
     """
 
     version: ClassVar[str] = "3"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", **dict.fromkeys(REWARD_MODELS, "RewardModel?"),
-                                           **dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")}
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet?", "budget": "Checkpoint?",
+                                           **dict.fromkeys(REWARD_MODELS, "RewardModel?"), **dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")}
     measured_on: ClassVar[Sequence[str]] = ()  # always the task's test split
     outputs: ClassVar[Mapping[str, str]] = {"checkpoint": "Checkpoint"}
 
@@ -177,7 +179,7 @@ class RL:
         learner = Learner(config=config, context=context, policy=policy, generator=make_generator(config.rollout, policy, tokenizer),
                           algorithm=make("algorithms", config.algorithm), stream=self._stream(train), sampling=sampling,
                           model_terms=ModelTerms(scored, build_scorers(scored, models, policy, tokenizer), policy.ranks),
-                          seal=lambda folder: seal_checkpoint(folder, tokenizer))
+                          seal=lambda folder: seal_checkpoint(folder, tokenizer), max_flops=compute_limit(config.max_flops, context.inputs.get("budget")))
         learner.resume()
         return learner
 
@@ -219,6 +221,20 @@ def _training_prompts(task: Task, folder: Path | None, screen: Screen) -> list[P
             raise ConfigError(f"input 'prompts': {len(leaked)} of its prompts are held-out problems of the task, the first is '{leaked[0]}'; "
                               "connect a set without them")
     return prompts
+
+
+def compute_limit(max_flops: float | None, budget: Path | None) -> float | None:
+    """The model FLOPs after which to end: `max_flops`, or what the stage spent that made the artifact in folder `budget`, whichever is less; None: no limit.
+
+    Raises `ConfigError` for an artifact whose stage counts none.
+    """
+    if budget is None:
+        return max_flops
+    manifest = Manifest.load(budget.parents[1])
+    spent = manifest.metrics.get("model_flops") if manifest else None
+    if not spent:
+        raise ConfigError(f"input 'budget': the stage that made {budget} has counted no FLOPs; connect a checkpoint of rl, sft or pretrain, or set max_flops")
+    return float(spent) if max_flops is None else min(max_flops, float(spent))
 
 
 @hookimpl
