@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from r1mega.data.card import Tallies, Tally
 from r1mega.data.chat import split_response
+from r1mega.data.decontaminate import Decontaminator
 from r1mega.data.judged import SCOPES, judged_text
 from r1mega.data.preferences import ResponsePair, WholeResponse, agreed, assessments, comparisons, settle
 from r1mega.errors import PluginError
@@ -50,6 +51,7 @@ class Annotating:
     prompts: InitVar[Sequence[EncodedPrompt]]  # of all replicas
     sampling: SamplingParams
     provenance: Mapping[str, Any]  # of every row: who answered, who judged
+    evaluations: Decontaminator = field(default_factory=lambda: Decontaminator(()))  # what responses are compared with
 
     tallies: Tallies = field(default_factory=dict)  # of the replica, on its lead
 
@@ -108,6 +110,8 @@ class Annotating:
                 tally.drops["response_truncated"] += 1
             elif not split_response(completion.text, starts_in_reasoning=opens_reasoning(encoded))[1]:
                 tally.drops["response_without_visible_part"] += 1
+            elif self.evaluations.find(completion.text):
+                tally.drops["response_contaminated"] += 1
             else:
                 yield k, completion
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from r1mega import hookimpl
 from r1mega.config import Plugin, PluginChoice, RewardConfig, StageCommon
 from r1mega.data.card import Tallies, Tally, merge
+from r1mega.data.decontaminate import EVALUATION_INPUTS, DecontaminationConfig, Decontaminator, EvaluationTask, question_texts
 from r1mega.data.records import read_prompts
 from r1mega.errors import ConfigError, DataError, nearest
 from r1mega.hookspecs import Annotator, Register
@@ -23,6 +24,7 @@ from r1mega.types import Prompt
 
 from ._annotating import Annotating
 from ._apart import apart
+from ._evaluations import compared, evaluations_of
 from ._preferences import write_set
 from ._setup import Reporter, encode_prompts, load_tokenizer, make, make_generator, make_policy, sampling_of
 from .sample import digest_of
@@ -45,6 +47,8 @@ class PreferenceDataConfig(StageCommon):
     rollout: Plugin = field(default_factory=dict)
     reward: RewardConfig = field(default_factory=RewardConfig)  # for annotators that decide by a rule
     annotator: Plugin = field(default_factory=dict)
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    evaluation_tasks: dict[str, EvaluationTask] = field(default_factory=dict)  # what nothing may overlap with; composition adds the recipe's
 
     def __post_init__(self) -> None:
         for name, least in (("responses_per_prompt", 1), ("pairs_per_prompt", 1), ("judgements", 1), ("prompts_per_unit", 1), ("max_prompts", 0),
@@ -67,8 +71,8 @@ class PreferenceDataConfig(StageCommon):
 class PreferenceData:
     """Makes preference pairs, or safety verdicts, from a checkpoint's responses and an annotator's judgements."""
 
-    version: ClassVar[str] = "1"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet"}
+    version: ClassVar[str] = "2"
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint", "prompts": "PromptSet", **dict.fromkeys(EVALUATION_INPUTS, "PromptSet?")}
     outputs: ClassVar[Mapping[str, str]] = {"preferences": "PreferenceSet", "report": "Report"}
 
     def __init__(self, config: PreferenceDataConfig) -> None:
@@ -93,7 +97,7 @@ class PreferenceData:
         tallies = merge([*ranks.gather_replicas(annotating.tallies), self._prompt_drops])
 
         def write() -> None:
-            write_set(config, context, units, ranks.dp_size, tallies, annotating.provenance)
+            write_set(config, context, units, ranks.dp_size, tallies, {**annotating.provenance, **compared(config, annotating.evaluations)})
 
         apart(ranks, write if context.rank == 0 else None)
         metrics_of: Mapping[str, Any] = files.read_json(context.output("report") / "report.json")["metrics"]
@@ -104,7 +108,8 @@ class PreferenceData:
 
         config, source = self.config, context.inputs["policy"]
         tokenizer = load_tokenizer(config, source)
-        prompts = self._chosen(read_prompts(context.inputs["prompts"]))
+        evaluations = evaluations_of(config, context)
+        prompts = self._chosen(read_prompts(context.inputs["prompts"]), evaluations)
         sampling = sampling_of(config.rollout, tokenizer)
         encoded = encode_prompts(prompts, "preference", config, tokenizer, sampling.max_tokens)
         policy = make_policy(config, tokenizer, optimizer=None)
@@ -118,12 +123,12 @@ class PreferenceData:
             assert isinstance(config.annotator, PluginChoice)
             label = f"{config.annotator.name} {annotator.version}"
         provenance = {**maker, "annotator": label, **(annotator.provenance if annotator else {})}
-        return Annotating(config, context, policy.ranks, generator, annotator, encoded, sampling, provenance)
+        return Annotating(config, context, policy.ranks, generator, annotator, encoded, sampling, provenance, evaluations)
 
-    def _chosen(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+    def _chosen(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:
         """The prompts to answer: those of the wanted domains, in the order of the hash of their ids, so that the first ones are a fair share.
 
-        Conversations are left out and counted: a row has one question. Raises `DataError` where none is left.
+        Conversations are left out and counted, since a row has one question, as is what overlaps with an evaluation set. Raises `DataError` where none is left.
         """
         self._prompt_drops: Tallies = {}
         domains, config = {prompt.domain for prompt in prompts}, self.config
@@ -137,10 +142,13 @@ class PreferenceData:
                 continue
             if prompt.metadata.get("messages"):
                 self._prompt_drops.setdefault(prompt.domain, Tally()).drops["prompt_conversation"] += 1
+            elif evaluations.find(*question_texts(prompt)):
+                self._prompt_drops.setdefault(prompt.domain, Tally()).drops["prompt_contaminated"] += 1
             else:
                 found.append(prompt)
         if not found:
-            raise DataError(f"all prompts of {', '.join(config.chosen_domains)} are conversations; preferences are about single questions")
+            raise DataError(f"all prompts of {', '.join(config.chosen_domains)} are conversations or overlap with evaluation sets; preferences are about "
+                            "single questions that nothing is measured on")
         found.sort(key=lambda prompt: (stable_fraction(f"judged: {prompt.id}", config.seed), prompt.id))
         return found[: config.max_prompts or None]
 

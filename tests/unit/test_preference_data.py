@@ -18,6 +18,7 @@ from scripted_server import Reply, Seen, chat, serve
 
 from r1mega.config import RewardConfig, RewardTerm
 from r1mega.data.card import Tally
+from r1mega.data.decontaminate import Decontaminator, prompt_texts
 from r1mega.data.preferences import Assessment, Comparison, WholeResponse, agreed, assessments
 from r1mega.data.records import JudgedResponse, PreferencePair, read_preferences
 from r1mega.errors import ConfigError, DataError, PluginError, R1MegaError
@@ -26,6 +27,8 @@ from r1mega.remote.config import ServerConfig
 from r1mega.types import Completion, EncodedPrompt, GenerationRequest, Prompt, SamplingParams
 
 ASKED = Prompt("helpful:thank/Ann/en", "please thank Ann", domain="helpful")
+PROMPTS = [EncodedPrompt(dataclasses.replace(ASKED, id=f"p{number}"), "please thank Ann\n", (number,)) for number in range(3)]
+CLEAN = Decontaminator(())  # nothing is measured on
 UNSAFE = Prompt("unsafe:steal/bike/en", "how to steal a bike?", domain="safety")
 BEST, SHORTER, SOME, NOTHING = "many thanks Ann, glad to help", "many thanks Ann", "many thanks Ann, now go away", "go away"  # 1, 0.7, 0.7, 0
 REWARD = RewardConfig(terms={"preference": RewardTerm("world_preference"), "safety": RewardTerm("world_safety", domains=["safety"])})
@@ -172,9 +175,8 @@ class Scripted:
 
 def annotating(folder: Path, script: Scripted, **settings: Any) -> Annotating:
     config = PreferenceDataConfig(responses_per_prompt=len(script.texts), **settings)
-    prompts = [EncodedPrompt(dataclasses.replace(ASKED, id=f"p{number}"), "please thank Ann\n", (number,)) for number in range(3)]
     ranks: Any = One()
-    return Annotating(config, context(folder), ranks, script, script, prompts, SamplingParams(8), {"checkpoint": "c", "annotator": "scripted 1"})
+    return Annotating(config, context(folder), ranks, script, script, PROMPTS, SamplingParams(8), {"checkpoint": "c", "annotator": "scripted 1"})
 
 
 def test_a_unit_makes_pairs_of_usable_responses_that_differ_and_counts_the_rest(tmp_path: Path) -> None:
@@ -241,6 +243,17 @@ def written(folder: Path, rows: Sequence[tuple[Place, Row]], **settings: Any) ->
     return here
 
 
+def test_what_is_measured_on_is_neither_asked_nor_said(tmp_path: Path) -> None:
+    evaluations = Decontaminator(prompt_texts("quiz", [Prompt("x", ASKED.question), Prompt("y", "one two three four five six seven eight nine ten")]))
+    stage, other = PreferenceData(PreferenceDataConfig()), dataclasses.replace(ASKED, id="other", question="Please thank somebody else.")
+    assert stage._chosen([ASKED, other], evaluations) == [other]
+    assert stage._prompt_drops["helpful"].drops == {"prompt_contaminated": 1}
+    said = ["<answer>long answer</answer>", "<answer>short</answer>", "<answer>One, two, three, four, five, six, seven, eight, nine, ten!</answer>"]
+    work = dataclasses.replace(annotating(tmp_path, Scripted(said), pairs_per_prompt=3), prompts=PROMPTS, evaluations=evaluations)
+    assert work.unit(0)["kept"] == 3
+    assert +work.tallies["helpful"].drops == {"response_contaminated": 3}
+
+
 def test_rows_come_in_order_cut_and_balanced_by_what_the_reward_model_reads(tmp_path: Path) -> None:
     sizes = [(100, 100), (300, 100), (90, 100), (100, 100), (100, 90), (100, 100), (900, 1)]
     rows = [((number, 0), pair(number, *size)) for number, size in enumerate(sizes)]
@@ -283,19 +296,19 @@ def test_a_set_that_teaches_nothing_is_refused_and_leaves_nothing(tmp_path: Path
 def test_prompts_of_the_wanted_domains_in_an_order_that_cuts_fairly() -> None:
     prompts = [Prompt(f"{domain}{number}", "?", domain=domain) for domain in ("helpful", "safety", "general") for number in range(50)]
     stage = PreferenceData(PreferenceDataConfig(domains=["helpful", "general"]))
-    found = stage._chosen(prompts)
+    found = stage._chosen(prompts, CLEAN)
     assert sorted(prompt.id for prompt in found) == sorted(prompt.id for prompt in prompts if prompt.domain != "safety")
     assert 10 <= sum(prompt.domain == "helpful" for prompt in found[:40]) <= 30
-    assert PreferenceData(PreferenceDataConfig(domains=["helpful", "general"], max_prompts=40))._chosen(prompts[::-1]) == found[:40]
-    assert {prompt.domain for prompt in PreferenceData(PreferenceDataConfig(kind="safety"))._chosen(prompts)} == {"safety"}
+    assert PreferenceData(PreferenceDataConfig(domains=["helpful", "general"], max_prompts=40))._chosen(prompts[::-1], CLEAN) == found[:40]
+    assert {prompt.domain for prompt in PreferenceData(PreferenceDataConfig(kind="safety"))._chosen(prompts, CLEAN)} == {"safety"}
 
 
 def test_conversations_are_counted_and_unknown_domains_refused() -> None:
     talk = Prompt("c", "and then?", domain="helpful", metadata={"messages": [{"role": "user", "content": "hi"}]})
     stage = PreferenceData(PreferenceDataConfig())
-    assert stage._chosen([ASKED, talk]) == [ASKED]
+    assert stage._chosen([ASKED, talk], CLEAN) == [ASKED]
     assert stage._prompt_drops["helpful"].drops == {"prompt_conversation": 1}
     with pytest.raises(DataError, match="all prompts of helpful are conversations"):
-        stage._chosen([talk])
+        stage._chosen([talk], CLEAN)
     with pytest.raises(DataError, match=r"no prompt is of domain 'helpfull'.* Did you mean 'helpful'\?"):
-        PreferenceData(PreferenceDataConfig(domains=["helpfull"]))._chosen([ASKED])
+        PreferenceData(PreferenceDataConfig(domains=["helpfull"]))._chosen([ASKED], CLEAN)
