@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,22 @@ def make_policy(config: StageCommon, tokenizer: Tokenizer, *, optimizer: Optimiz
     return Policy(make("models", config.model), vocab_size=tokenizer.vocab_size, parallel=config.parallel, precision=config.precision, seed=config.seed,
                   optimizer=optimizer, training_steps=steps, terms=terms, temperature=temperature, reward_head=reward_head,
                   timeout_minutes=config.cluster.timeout_minutes)
+
+
+def gather_of(config: StageCommon, context: StageContext) -> Callable[[Any], list[Any]]:
+    """A collective that gives every rank all ranks' values in rank order, for what has to be known before there is a policy."""
+    import torch.distributed as dist
+
+    from r1mega.policy.platform import get_platform, initialize_distributed
+
+    initialize_distributed(get_platform(), config.cluster.timeout_minutes)
+
+    def gather(mine: Any) -> list[Any]:
+        found: list[Any] = [None] * context.world_size
+        dist.all_gather_object(found, mine)
+        return found
+
+    return gather
 
 
 def make_generator(rollout: Any, policy: Policy, tokenizer: Tokenizer) -> Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from r1mega import hookimpl
 from r1mega.config import CheckpointConfig, OptimizerConfig, StageCommon
-from r1mega.data.judged import Example, hold_out, read_examples
+from r1mega.data.judged import Judged, Judgements, survey
 from r1mega.errors import ConfigError
 from r1mega.hookspecs import Register
 from r1mega.policy import flops
@@ -20,7 +20,7 @@ from r1mega.recipe.context import StageContext
 from r1mega.rewards.model import RewardCard, last_values
 from r1mega.rollout.packing import plan
 
-from ._setup import Reporter, Saver, load_tokenizer, make, make_policy, seal_checkpoint
+from ._setup import Reporter, Saver, gather_of, load_tokenizer, make, make_policy, seal_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -72,11 +72,12 @@ class RewardModelStage:
 
         config, tokenizer = self.config, load_tokenizer(self.config, context.inputs["policy"])
         limit = min(config.max_length, make("models", config.model).max_position_embeddings)
-        examples, dropped = read_examples(context.inputs["preferences"], config.kind, config.template, tokenizer, max_length=limit)
-        train, held_out = hold_out(examples, config.held_out)
-        if not train or not held_out:
-            raise ConfigError(f"held_out={config.held_out} of {len(examples)} judgements leaves {len(train)} to train on and {len(held_out)} to measure; "
-                              "give more judgements or another share")
+        judged = survey(Judgements(context.inputs["preferences"], config.kind, config.template, tokenizer), limit=limit, held_out=config.held_out,
+                        rank=context.rank, world_size=context.world_size, gather=gather_of(config, context))
+        train, held_out = judged.train, judged.held_out
+        if not len(train) or not len(held_out):
+            raise ConfigError(f"held_out={config.held_out} of {len(train) + len(held_out)} judgements leaves {len(train)} to train on and {len(held_out)} "
+                              "to measure; give more judgements or another share")
         per_epoch = -(-len(train) // config.batch_size)
         steps = config.epochs * per_epoch
         policy = make_policy(config, tokenizer, optimizer=config.optimizer, steps=steps, reward_head="train",
@@ -94,39 +95,39 @@ class RewardModelStage:
                 began = time.perf_counter()
                 epoch, place = divmod(step - 1, per_epoch)
                 order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
-                chosen = [train[index] for index in order[place * config.batch_size: (place + 1) * config.batch_size]]
-                batches, fill = self._packed(policy, chosen)
+                chosen = train[order[place * config.batch_size: (place + 1) * config.batch_size]]
+                batches, fill = self._packed(policy, judged, chosen)
                 result = policy.train_step(batches, loss_fn)
-                meter.add("training", _work(chosen))
+                meter.add("training", flops.sequences(judged.lengths[chosen].ravel().tolist()))
                 loss, count = result.loss, result.sums["loss_tokens"]
                 reporter.step(step, {"loss": loss, "accuracy": result.sums["correct"] / count, "margin": result.sums["margin"] / count, "lr": result.lr,
                                      "grad_norm": result.grad_norm, "packing_fill": fill, "seconds": time.perf_counter() - began} | meter.step())
                 if saver.due(step, step - 1, steps):
                     saver.save(step, {"loss": loss, "flops": dict(meter.totals)})
         saver.finish()
-        measured, card = self._measure(policy, held_out)
-        meter.add("evaluation", _work(held_out))
+        measured, card = self._measure(policy, judged)
+        meter.add("evaluation", flops.sequences(judged.lengths[held_out].ravel().tolist()))
 
         def complete(folder: Path) -> None:
             seal_checkpoint(folder, tokenizer)
             card.save(folder)
 
         artifact.export_artifact(policy, context.output("reward_model"), complete=complete, before_rename=context.check_epoch)
-        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": dropped,
+        return measured | {"loss": loss, "steps": steps, "judgements": len(train), "dropped_too_long": judged.dropped,
                            "skipped_updates": policy.skipped_updates} | meter.metrics()
 
-    def _packed(self, policy: Policy, examples: Sequence[Example]) -> tuple[list[MicroBatch], float]:
-        """This replica's micro-batches; the responses of a pair stay together, chosen first."""
+    def _packed(self, policy: Policy, judged: Judged, indices: np.ndarray) -> tuple[list[MicroBatch], float]:
+        """This replica's micro-batches, no other replica's judgements are read; the responses of a pair stay together, chosen first."""
         from r1mega.rollout.batching import make_microbatch
 
-        packed = plan([len(example) for example in examples], None, self.config.micro_batch_tokens, policy.ranks.dp_size)
-        return [make_microbatch([sequence for i in members for sequence in examples[i].sequences], policy.pad_multiple)
+        packed = plan(judged.lengths[indices].sum(axis=1).tolist(), None, self.config.micro_batch_tokens, policy.ranks.dp_size)
+        return [make_microbatch([sequence for i in members for sequence in judged.examples[int(indices[i])].sequences], policy.pad_multiple)
                 for members in packed.microbatches[policy.ranks.dp_rank]], packed.fill
 
-    def _measure(self, policy: Policy, held_out: Sequence[Example]) -> tuple[dict[str, Any], RewardCard]:
+    def _measure(self, policy: Policy, judged: Judged) -> tuple[dict[str, Any], RewardCard]:
         """Accuracy on held-out judgements, and where the scores lie. A collective."""
         ranks, config = policy.ranks, self.config
-        mine = [sequence for example in held_out[ranks.dp_rank:: ranks.dp_size] for sequence in example.sequences]
+        mine = [sequence for index in judged.held_out[ranks.dp_rank:: ranks.dp_size].tolist() for sequence in judged.examples[index].sequences]
         values = last_values(policy, [sequence.tokens for sequence in mine], config.micro_batch_tokens)
         signs = [float(sequence.advantages[-1]) for sequence in mine if sequence.advantages is not None]
         everything = [pair for part in ranks.gather_replicas(list(zip(values, signs, strict=True))) for pair in part]
@@ -134,12 +135,7 @@ class RewardModelStage:
         right = scores[::2] > scores[1::2] if config.kind == "helpful" else (scores > 0) == (verdicts > 0)
         card = RewardCard(config.kind, config.template.prompt, config.template.turn, float(scores.mean()), float(scores.std()))
         gap = float(scores[verdicts > 0].mean() - scores[verdicts < 0].mean()) if (verdicts > 0).any() and (verdicts < 0).any() else None
-        return {"held_out_accuracy": float(right.mean()), "held_out_gap": gap, "held_out": len(held_out)}, card
-
-
-def _work(examples: Sequence[Example]) -> flops.Work:
-    """Of one pass over the examples of all replicas."""
-    return flops.sequences(len(sequence) for example in examples for sequence in example.sequences)
+        return {"held_out_accuracy": float(right.mean()), "held_out_gap": gap, "held_out": len(judged.held_out)}, card
 
 
 def last_of_each(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

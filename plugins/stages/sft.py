@@ -17,7 +17,7 @@ from r1mega.policy import flops
 from r1mega.recipe.context import StageContext
 from r1mega.rollout.packing import PackingPlan, plan
 
-from ._setup import Reporter, Saver, load_tokenizer, make, make_policy, seal_checkpoint
+from ._setup import Reporter, Saver, gather_of, load_tokenizer, make, make_policy, seal_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -102,23 +102,13 @@ class SFT:
 
     def _survey(self, rows: EncodedRows, context: StageContext) -> Corpus:
         """Every row read and measured, before the model is built: the learning-rate schedule must know how many steps there will be."""
-        import torch.distributed as dist
-
-        from r1mega.policy.platform import get_platform, initialize_distributed
-
         config = self.config
         limit = min(config.max_length, make("models", config.model).max_position_embeddings)
         if config.micro_batch_tokens < limit:
             raise ConfigError(f"micro_batch_tokens={config.micro_batch_tokens} must be at least the longest sample, {limit} tokens (the smaller of max_length "
                               "and the model's max_position_embeddings)")
-        initialize_distributed(get_platform(), config.cluster.timeout_minutes)
-
-        def gather(mine: Any) -> list[Any]:
-            found: list[Any] = [None] * context.world_size
-            dist.all_gather_object(found, mine)
-            return found
-
-        return survey(rows, limit=limit, held_out=config.validation_fraction, rank=context.rank, world_size=context.world_size, gather=gather)
+        return survey(rows, limit=limit, held_out=config.validation_fraction, rank=context.rank, world_size=context.world_size,
+                      gather=gather_of(config, context))
 
     def _terms(self) -> Any:
         from r1mega.policy.build import TrainingTerms

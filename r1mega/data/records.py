@@ -5,7 +5,7 @@
     PreferenceSet/  pairs.jsonl and judged.jsonl (either may be empty)  content.sha256
 
 The digest covers the rows alone, in order: no times, no paths. Every reader checks what it reads (JSON, fields, their types, repeated ids) and names
-file and line; lines that are blank are passed over. `SampleRows` reads a set that is larger than memory, row by row.
+file and line; lines that are blank are passed over. `Rows` reads a set that is larger than memory, row by row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from r1mega.recipe import files
 from r1mega.types import Prompt
 
 Record = TypeVar("Record", Prompt, "SampleRecord", "PreferencePair", "JudgedResponse")
-SAMPLES = "samples.jsonl"
+SAMPLES, PAIRS, JUDGED = "samples.jsonl", "pairs.jsonl", "judged.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +105,27 @@ def read_samples(folder: Path) -> list[SampleRecord]:
 
 def write_preferences(folder: Path, pairs: Iterable[PreferencePair], judged: Iterable[JudgedResponse]) -> None:
     """Write a `PreferenceSet`."""
-    _write(folder, {"pairs.jsonl": pairs, "judged.jsonl": judged})
+    _write(folder, {PAIRS: pairs, JUDGED: judged})
 
 
 def read_preferences(folder: Path) -> tuple[list[PreferencePair], list[JudgedResponse]]:
     """The pairs and the judged responses of a `PreferenceSet`."""
-    return _read(folder / "pairs.jsonl", PreferencePair), _read(folder / "judged.jsonl", JudgedResponse)
+    return _read(folder / PAIRS, PreferencePair), _read(folder / JUDGED, JudgedResponse)
 
 
-class SampleRows(Sequence[SampleRecord]):
-    """The rows of a `SampleSet`, each read and checked when it is asked for; only where the lines begin is in memory.
+class Rows(Sequence[Record]):
+    """The rows of a file, each read and checked when it is asked for; only where the lines begin is in memory.
 
     For training sets: 800,000 samples of the recipe's length are 15 GB of text. Repeated ids are not looked for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path, kind: type[Record]) -> None:
         """Find the lines. Raises `DataError` where there is no such file."""
-        self.path = folder / SAMPLES
-        if not self.path.is_file():
-            raise _no_file(self.path, SampleRecord)
-        self._file = self.path.open("rb")
+        self.path = path
+        self._kind: type[Record] = kind
+        if not path.is_file():
+            raise _no_file(path, kind)
+        self._file = path.open("rb")
         self._lines = np.array([(start, number) for start, number, line in _lines(self._file) if line.strip()], np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -135,16 +136,24 @@ class SampleRows(Sequence[SampleRecord]):
         return f"{self.path}:{self._lines[index][1]}"
 
     @typing.overload
-    def __getitem__(self, index: int) -> SampleRecord: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     @typing.overload
-    def __getitem__(self, index: slice) -> list[SampleRecord]: ...
+    def __getitem__(self, index: slice) -> list[Record]: ...
 
-    def __getitem__(self, index: int | slice) -> SampleRecord | list[SampleRecord]:
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         self._file.seek(int(self._lines[index][0]))
-        return _parse(self._file.readline(), self.where(index), SampleRecord)
+        return _parse(self._file.readline(), self.where(index), self._kind)
+
+
+class SampleRows(Rows[SampleRecord]):
+    """The rows of a `SampleSet`."""
+
+    def __init__(self, folder: Path) -> None:
+        """See `Rows`."""
+        super().__init__(folder / SAMPLES, SampleRecord)
 
 
 def _write(folder: Path, tables: Mapping[str, Iterable[Any]], before_rename: Callable[[], None] = lambda: None) -> None:
