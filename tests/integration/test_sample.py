@@ -5,8 +5,10 @@ The recipe is an outside plugin's, as anyone's would be; the plugin also has the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
+from scripted_server import Reply, Seen, chat, serve
 
 from r1mega.config import TemplateConfig
 from r1mega.data.chat import render_response
@@ -48,6 +51,13 @@ if os.environ.get("KILL_BEFORE_RECORD"):  # the driver, when all ranks are done 
 def config_search_path():
     return f"file://{Path(__file__).parent / 'conf'}"
 """
+QUESTION = re.compile(r"(\d+)([-+*])(\d+)")
+DEADLINE_S = 15
+
+
+def evaluated(question: re.Match[str]) -> int:
+    left, right = int(question[1]), int(question[3])
+    return {"+": left + right, "-": left - right, "*": left * right}[question[2]]
 
 
 class Runs:
@@ -212,3 +222,44 @@ def test_prompts_of_an_evaluation_set_are_left_out_and_the_problem_is_named(runs
     assert first.prompt not in {row.prompt for row in rows}
     assert {row.provenance["rewriter"] for row in rows} == {None}
     assert not any("The answer" in row.response for row in rows)
+
+
+def test_a_teacher_is_named_and_a_slow_editor_outlasts_every_deadline(runs: Runs) -> None:
+    """Model and editor are behind a server; the editor takes longer for the second replica's samples than a collective may last."""
+    def answer(_: int, request: Seen) -> Reply:
+        if request.body["model"] == "editor":
+            material = request.body["messages"][-1]["content"]
+            question = QUESTION.search(material)
+            assert question, material
+            return dataclasses.replace(
+                chat(f"<reasoning>\nWe compute {question[0]} with care.\n</reasoning>\n<summary>\nThe sum is \\boxed{{{evaluated(question)}}}.\n</summary>"),
+                delay_s=DEADLINE_S + 3 if slow(question[0]) else 0)
+        question = QUESTION.search(request.body["prompt"])
+        assert question, request.body
+        said = render_response(TemplateConfig().response, f"{question[0]}{evaluated(question)}", str(evaluated(question)))
+        return Reply({"choices": [{"index": 0, "finish_reason": "stop", "text": said}]})
+
+    rows = read_samples(runs.output("undisturbed"))
+    asked = {row.prompt: int(row.id.partition("@")[2].partition("#")[0]) for row in rows}
+
+    def slow(question: str) -> bool:
+        return any(place % 2 for prompt, place in asked.items() if question in prompt)
+
+    with serve(answer) as server:
+        overrides = (f"stages.data.cluster.timeout_minutes={DEADLINE_S / 60}", "stages.data.max_rounds=1", "stages.data.rollout=openai",
+                     "stages.data.rollout.model=teacher-7b", f"stages.data.rollout.server.base_url={server.url}", "stages.data.rewriter=openai",
+                     "stages.data.rewriter.model=editor", f"stages.data.rewriter.server.base_url={server.url}")
+        runs.run("taught", *overrides)
+        waits = [request for request in server.seen if request.body["model"] == "editor"]
+    assert any(slow(QUESTION.search(request.body["messages"][-1]["content"])[0]) for request in waits), "nobody had to wait"  # type: ignore[index]
+    taught = read_samples(runs.output("taught"))
+    assert len(taught) >= 10
+    for row in taught:
+        assert row.provenance["model"] == "teacher-7b"
+        assert "checkpoint" not in row.provenance, "the stage's own checkpoint said none of it"
+        assert row.provenance["rewriter"] == "openai 1"
+        assert row.reasoning.endswith("with care.")
+    card = (runs.output("taught") / "README.md").read_text()
+    assert "| model | teacher-7b |" in card
+    assert "| checkpoint |" not in card
+    assert server.url not in card
