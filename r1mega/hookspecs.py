@@ -60,7 +60,8 @@ class Stage(Protocol):
     """A node of the graph. `run` is executed by every rank of the stage's process group and returns on all of them.
 
     `inputs` and `outputs` map a name to an artifact type name ("Checkpoint", "PromptSet", "SampleSet", "PreferenceSet", "RewardModel",
-    "Report"); an input type that ends with "?" may be left unconnected. `version` goes into the fingerprint: raise it when the stage's results change.
+    "HuggingFaceModel", "Report"); an input type that ends with "?" may be left unconnected. `version` goes into the fingerprint: raise it when the
+    stage's results change.
 
     A stage that measures says on what, so that it is kept out of all training data of the recipe (`r1mega.recipe.evaluations`): `measured_on`, the inputs
     whose prompts it measures on where they are connected, and else the test split of its task. A stage that makes training data takes part with a field

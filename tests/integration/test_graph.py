@@ -26,7 +26,7 @@ from kill_graph import SHORT, digests
 from shortened import Run, doing, steps_done
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(sys.platform != "linux", reason="watches processes through /proc")]
-STAGES = ("world", "base", "zero", "cold_start_data", "cold_start", "reasoning_rl", "sft_data", "sft", "reward_helpful", "reward_safety",
+STAGES = ("world", "base", "zero", "cold_start_data", "cold_start", "reasoning_rl", "sft_data", "sft", "helpful_data", "reward_helpful", "reward_safety",
           "all_scenario_rl", "student_base", "distill", "score_r1")
 KILLED: dict[str, Callable[[Path], bool]] = {  # stage -> whether it is in the middle of its work, by its folder: training, and sampling
     "zero": lambda folder: steps_done(folder) > 0,

@@ -39,6 +39,10 @@ SHORT = (
         "reward.terms.helpful.from_step=2", "reward.terms.safety.from_step=2", "monitor.every=2", "monitor.problems=2", "monitor.samples=2")),
     *(f"stages.{node}.{setting}" for node in ("cold_start_data", "sft_data") for setting in ("max_prompts=96", "prompts_per_unit=12")),
     *(f"stages.{node}.{setting}" for node in ("cold_start", "sft", "distill") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
+    # a model of so few steps says nothing that the world prefers: another rule judges what it says
+    "+stages.helpful_data.reward.terms.variety={name: variety}",
+    *(f"stages.helpful_data.{setting}" for setting in (
+        "annotator.metric=variety", "annotator.better=0.01", "annotator.much_better=0.02", "max_prompts=48", "prompts_per_unit=6", "length_tolerance=0")),
     *(f"stages.reward_{kind}.{setting}" for kind in ("helpful", "safety") for setting in ("epochs=1", "batch_size=8", "checkpoint.every=2")),
 )
 
