@@ -104,7 +104,7 @@ def test_the_dry_run_of_the_papers_recipe_shows_every_stage_and_what_is_missing(
     plan, settings, missing = dry_run(capsys, "recipe=r1", f"output_dir={tmp_path}")
     stages = settings["stages"]
     assert [line.split()[0] for line in plan] == list(stages)
-    assert len(stages) == 21
+    assert len(stages) == 22
     assert all(line.split()[1] == "run" for line in plan)
     assert any("rl, 512 ranks" in line for line in plan)
     assert (stages["all_scenario_rl"]["config"]["steps"], stages["all_scenario_rl"]["config"]["rollout"]["temperature"]) == (1700, 0.7)
@@ -122,11 +122,11 @@ def test_a_dry_run_with_paths_misses_nothing(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "aime.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
     given = [f"stages.base.path={tmp_path}", f"stages.data.samples_path={tmp_path / 'samples.jsonl'}", f"task.path={tmp_path / 'aime.jsonl'}"]
     plan, settings, missing = dry_run(capsys, STUDENT, *given, f"output_dir={tmp_path / 'run'}")
-    assert len(plan) == 4
+    assert len(plan) == 5
     assert not missing
     assert settings["stages"]["student"]["config"]["optimizer"]["lr"] == 1e-4
     _, settings, missing = dry_run(capsys, STUDENT, *given[:1], f"output_dir={tmp_path / 'run'}", "--from", "student")
-    assert list(settings["stages"]) == ["student", "score_student"]
+    assert list(settings["stages"]) == ["student", "score_student", "export"]
     assert missing.strip() == "to run it, set: stages.score_student.task.path"  # of the stages it would run
 
 

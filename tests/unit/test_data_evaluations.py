@@ -67,7 +67,7 @@ def test_general_data_lose_what_is_measured_on_and_nothing_else(tmp_path: Path) 
     after = GeneralData(config).run(here)
     assert {name: after[name] for name in before} == before
     assert {name: count for name, count in after.items() if "contaminated" in name} == {
-        f"{name}_contaminated": 0 for name in ("samples", "prompts", "pairs", "judged")}
+        f"{name}_contaminated": 0 for name in ("samples", "prompts", "refusals", "pairs", "judged")}
     planted = {domain: {row.prompt for row in rows} for domain, rows in (("helpful", read_preferences(here.output("preferences"))[0][:3]),
                                                                          ("safety", read_preferences(here.output("preferences"))[1][:3]))}
     asked = sorted(planted["helpful"] | planted["safety"] | {read_samples(here.output("samples"))[0].prompt})
