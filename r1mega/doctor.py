@@ -130,7 +130,6 @@ def features(machine: Machine) -> list[Feature]:
         "DeepEP dispatcher": (absent,),
         "vLLM rollouts": (absent, needs("vllm", "vllm")),
         "reasoning-gym tasks": (needs("reasoning-gym", "gym"),),
-        "Hugging Face tokenizers": (needs("tokenizers", "hf"),),
         "Hugging Face checkpoints": (absent, needs("transformers", "hf")),
         "Weights & Biases": (needs("wandb", "wandb"),),
         "MLflow": (needs("mlflow", "mlflow"),),

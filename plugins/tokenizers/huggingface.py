@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from r1mega import hookimpl
-from r1mega.errors import ConfigError, DataError, UserError
+from r1mega.errors import ConfigError, DataError
 from r1mega.hookspecs import Register
 from r1mega.recipe import files
 
@@ -43,12 +43,10 @@ class HuggingFace:
     def __init__(self, config: HuggingFaceConfig, *, folder: Path) -> None:
         """Load from `folder`, or from `config.path` where `folder` has no tokenizer.json.
 
-        Raises `UserError` without the tokenizers library, `DataError` for a missing or damaged file or an unknown end-of-sequence token.
+        Raises `DataError` for a missing or damaged file or an unknown end-of-sequence token.
         """
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise UserError("tokenizer 'huggingface' needs the tokenizers library, which is not installed: pip install 'r1mega[hf]'") from error
+        import tokenizers
+
         self.config = config
         self.folder = _find(config, folder)
         try:

@@ -30,7 +30,7 @@ def test_a_plain_cpu_machine_has_no_problem_and_every_missing_feature_names_its_
     assert doctor.problems(LAPTOP) == []
     off = states(LAPTOP)
     for name, extra in {"Transformer Engine layers": "te", "vLLM rollouts": "vllm", "Weights & Biases": "wandb", "MLflow": "mlflow",
-                        "Hugging Face tokenizers": "hf", "reasoning-gym tasks": "gym"}.items():
+                        "reasoning-gym tasks": "gym"}.items():
         assert not off[name].on, name
         assert f"pip install 'r1mega[{extra}]'" in off[name].reason, name
     assert "GPU" in off["FP8 blockwise"].reason

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1mega.config import TemplateConfig
-from r1mega.errors import UserError
 from r1mega.policy.hugging_face.chat_template import chat_template
 from r1mega.recipe import files
 
@@ -34,7 +33,9 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
     if (source / JSON).is_file():
         files.write_bytes(folder / JSON, (source / JSON).read_bytes())
         config |= files.read_json(source / CONFIG) if (source / CONFIG).is_file() else {}
-        ids = {int(token): text for text, token in _library().Tokenizer.from_file(str(source / JSON)).get_vocab(with_added_tokens=True).items()}
+        from tokenizers import Tokenizer as Whole
+
+        ids = {int(token): text for text, token in Whole.from_file(str(source / JSON)).get_vocab(with_added_tokens=True).items()}
         config["eos_token"] = ids[tokenizer.eos_id]
     elif (source / MODEL).is_file():
         files.write_bytes(folder / MODEL, (source / MODEL).read_bytes())
@@ -51,14 +52,6 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
     files.write_text(folder / "chat_template.jinja", config["chat_template"])
     files.write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return ""
-
-
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError("exporting a tokenizer needs the tokenizers library, which is not installed: pip install 'r1mega[hf]'") from error
-    return tokenizers
 
 
 def _convert(path: Path, tokenizer: Tokenizer) -> tuple[Any, str]:
@@ -80,7 +73,8 @@ def _convert(path: Path, tokenizer: Tokenizer) -> tuple[Any, str]:
 
 def _byte_pairs(model: Any, kinds: Any, eos_id: int, *, merges: bool) -> Any:
     """SentencePiece joins the pair that makes the piece of the best score, the leftmost of equals; so does a list of all pairs in that order."""
-    library = _library()
+    import tokenizers as library
+
     pieces = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
     vocabulary = {text: place for place, (text, _, _) in enumerate(pieces)}
     normal = {text: score for text, score, kind in pieces if kind == kinds.NORMAL}
