@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh checkout to a tiny R1 on two cores: environment, the whole recipe, scorecard, report. Arguments are those of `r1mega run`:
 #
-#   bash launch/quickstart.sh                       every stage of R1, about ten minutes after installation
+#   bash launch/quickstart.sh                       every stage of R1, about twelve minutes after installation
 #   bash launch/quickstart.sh recipe=r1_zero_tiny   a first look: R1-Zero alone, about three minutes
 #   bash launch/quickstart.sh seed=1 stages.zero.steps=50
 #

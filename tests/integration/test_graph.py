@@ -23,7 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "soak"))
 from kill_graph import SHORT, digests
-from shortened import Run, doing, steps_done
+from shortened import FAULT_REWARDS, Run, doing, steps_done
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(sys.platform != "linux", reason="watches processes through /proc")]
 STAGES = ("world", "base", "zero", "cold_start_data", "cold_start", "reasoning_rl", "sft_data", "sft", "helpful_data", "reward_helpful", "reward_safety",
@@ -111,7 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Iterator[Whol
     folder = tmp_path_factory.mktemp("graph")
     recipe = _distribution(folder / "installed", repo / "conf" / "recipe" / "r1_tiny.yaml")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder / "installed"), os.environ.get("PYTHONPATH")))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder / "installed"), str(FAULT_REWARDS), os.environ.get("PYTHONPATH")))))
         run = Run(folder / "run", recipe=_overrides())
         killed = [_kill_in(run, stage) for stage in KILLED]
         done = Whole(run, recipe, killed)
