@@ -18,6 +18,7 @@ from r1mega.types import RewardSample, Score
 _ARITHMETIC = re.compile(r"(?:[\d\s.+\-−*/^(){}!]|sqrt|pi)*")
 _OPERATOR = re.compile(r"[\d)}\]!]\s*[-−+*/×÷!]|\^|sqrt|\\(?:times|cdot|div|pm|d?binom|sum|prod)")
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*|[A-Z]")  # a word, several, or an option letter
+_GLUED = re.compile(r"[A-Za-z_]+\d[\w.,]*")  # "a9" is a name, not the number 9
 _OPTION = re.compile(r"[(\[][a-z][)\]]")
 # Expressions whose value has too many digits to compute: an exponent of five digits or more, a power of a power of numbers, a large factorial.
 _HUGE = re.compile(r"(?:\^|\*\*)[\s{(]*[-+]?\d{5}|\d[eE][-+]?\d{4}|(?:\^|\*\*)[\s{(]*\d+[\s{(]*(?:\^|\*\*)|\d{4}\s*!|!\s*!")
@@ -40,7 +41,7 @@ class AccuracyConfig:
 class Accuracy:
     """1 if the answer, found strictly where it must stand, equals the reference answer, otherwise 0."""
 
-    version = "1"
+    version = "2"
 
     def __init__(self, config: AccuracyConfig) -> None:
         self._config = config
@@ -85,7 +86,7 @@ class Accuracy:
             if _OPERATOR.search(right) and not self._config.allow_arithmetic:
                 return _unevaluated(answer)
             return self._compare_expression(right, reference)
-        named = {number for text in NUMBER.findall(answer) if (number := parse_number(text)) is not None}
+        named = {number for text in NUMBER.findall(_GLUED.sub(" ", answer)) if (number := parse_number(text)) is not None}
         if len(named) != 1:
             return Score(0.0, explanation=f"the answer names {len(named)} numbers; expected one")
         return self._equal(named.pop(), expected, answer, reference)

@@ -6,11 +6,11 @@ import time
 
 import math_verify
 import pytest
-from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
 
 from r1mega.rewards.answers import extract_answer
 from r1mega.rewards.numbers import parse_number
 from r1mega.types import RewardSample
+from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
 
 # answer | reference: math-verify, given the same two texts, must agree with us
 AGREED = r"""
@@ -223,3 +223,10 @@ def test_extraction(completion: str, mode: str, answer: str | None) -> None:
 def test_what_is_not_a_plain_number() -> None:
     for text in ("", "x", "2x", "3+4", "5 or 7", "1,23", "--", "1/0", r"\frac{1}{0}", "5 6", "7" * 300, "1e9999"):
         assert parse_number(text) is None, text
+
+
+@pytest.mark.parametrize(("answer", "value"), [
+    ("a9", 0.0), ("x_9", 0.0), ("v9.", 0.0), ("the answer is a9", 0.0), ("it is 9", 1.0), ("答案是9", 1.0), ("A1 gives 9", 1.0), ("9 apples", 1.0)])
+def test_a_digit_in_a_name_is_no_answer(answer: str, value: float) -> None:
+    sample = RewardSample("what is 4+5?", f"<think>x</think><answer>{answer}</answer>", "9")
+    assert Accuracy(AccuracyConfig()).score([sample])[0].value == value
