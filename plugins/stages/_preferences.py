@@ -144,11 +144,11 @@ def write_set(config: PreferenceDataConfig, context: StageContext, units: int, r
 def _metrics(config: PreferenceDataConfig, counts: Counts, tallies: Tallies, balance: LengthBalance | None) -> dict[str, float]:
     """The stage's headline."""
     total, rows = merge([{"total": tally} for tally in tallies.values()])["total"], counts.rows.total()
-    found: dict[str, float] = {"prompts": total.prompts, "generated": total.generated}
     if config.kind == "helpful":
-        found |= {"pairs": rows, "mean_margin": counts.margin / rows}
+        found: dict[str, float] = {"pairs": rows, "mean_margin": counts.margin / rows}
     else:
-        found |= {"judged": rows, "safe_share": counts.safe / rows}
+        found = {"judged": rows, "safe_share": counts.safe / rows}
+    found |= {"prompts": total.prompts, "generated": total.generated}
     if balance is not None:
         found |= {"length_ratio_before": balance.before, "length_ratio": balance.after}
     return found | {f"drops/{reason}": count for reason, count in drops_table(tallies)["total"].items()}
