@@ -6,11 +6,11 @@ import time
 
 import math_verify
 import pytest
+from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
 
 from r1mega.rewards.answers import extract_answer
 from r1mega.rewards.numbers import parse_number
 from r1mega.types import RewardSample
-from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
 
 # answer | reference: math-verify, given the same two texts, must agree with us
 AGREED = r"""
