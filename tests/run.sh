@@ -109,7 +109,7 @@ for name in "${LANES[@]}"; do
         lint) export -f lint; export VENV; lane lint 600 bash -c lint ;;
         unit) pytest_lane unit 900 "$VENV/bin/python" unit -n 2 --dist loadfile --timeout 120 ;;
         contract) pytest_lane contract 900 "$VENV/bin/python" contract --timeout 300 ;;
-        integration) pytest_lane integration 2400 "$VENV/bin/python" integration --timeout 600 ;;
+        integration) pytest_lane integration 3300 "$VENV/bin/python" integration --timeout 600 ;;
         gpu)
             if "$VENV/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
                 pytest_lane gpu 900 "$VENV/bin/python" gpu --timeout 600
