@@ -171,7 +171,7 @@ def build_chunks(config: TransformerConfig, architecture: Architecture, options:
                  transformer_engine: bool) -> list[PolicyModel]:
     """This rank's pipeline chunks (one, or one per virtual stage), on the device. Raises `ConfigError` for a model that this Megatron cannot build."""
     if not (transformer_engine or can_build_locally(architecture)):
-        raise ConfigError(f"model.q_lora_rank=null: megatron-core {version('megatron-core')} builds attention with uncompressed queries from Transformer Engine "
+        raise ConfigError(f"model.q_lora_rank=null: megatron-core {version('megatron-core')} builds MLA with uncompressed queries from Transformer Engine "
                           "layers alone; install Transformer Engine, or use megatron-core 0.16")
     chunks = []
     virtual = config.virtual_pipeline_model_parallel_size
