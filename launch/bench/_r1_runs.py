@@ -149,8 +149,8 @@ def verify(stage: Path, problems: Mapping[str, Prompt]) -> Verified:
     """Judge every row of the samples that a stage `sample` made, without anything the stage wrote about them.
 
     The reference is what the task says today about the problem the row names, and the verdict has to be unanimous: the answer is that reference to the
-    letter, and the accuracy reward finds it in the whole response as the model would say it. A row about a problem that is not of the training side,
-    or that quotes another question or reference than the task, is wrong.
+    letter (of a number: to its value, 05 is 5), and the accuracy reward finds it in the whole response as the model would say it. A row about a problem
+    that is not of the training side, or that quotes another question or reference than the task, is wrong.
     """
     config = _settings(stage)
     term = config["reward"]["terms"]["accuracy"]
@@ -160,8 +160,14 @@ def verify(stage: Path, problems: Mapping[str, Prompt]) -> Verified:
     completions = [RewardSample(row.prompt, render_response(config["template"]["response"], row.reasoning, row.response),
                                 answer=problem.answer if problem else row.answer) for row, problem in zip(rows, known, strict=True)]
     wrong = [row.id for row, problem, score in zip(rows, known, checked_scores(reward, completions), strict=True)
-             if problem is None or (row.prompt, row.answer, row.response) != (problem.question, problem.answer, problem.answer) or score.value != 1.0]
+             if problem is None or (row.prompt, row.answer) != (problem.question, problem.answer) or not _same(row.response, problem.answer)
+             or score.value != 1.0]
     return Verified(len(rows), len(rows) - len(wrong), wrong[0] if wrong else "")
+
+
+def _same(answer: str, reference: str | None) -> bool:
+    """Whether two answers are the same text, or the same whole number."""
+    return reference is not None and (answer == reference or (answer.isdecimal() and reference.isdecimal() and int(answer) == int(reference)))
 
 
 def _trained_on(folder: Path) -> int:
