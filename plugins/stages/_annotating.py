@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +17,6 @@ from r1mega.data.judged import SCOPES, judged_text
 from r1mega.data.preferences import ResponsePair, WholeResponse, agreed, assessments, comparisons, settle
 from r1mega.errors import PluginError
 from r1mega.hookspecs import Annotator, Generator
-from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 from r1mega.rewards.build import opens_reasoning
 from r1mega.rollout.collect import WorkItem, make_requests
@@ -28,6 +25,7 @@ from r1mega.split import stable_fraction
 from r1mega.types import Completion, EncodedPrompt, Prompt, RolloutGroup, SamplingParams, ScoredGroup
 
 from ._apart import apart
+from ._banked import banked
 from ._preferences import Place, PlacedRow, Row, write_rows
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ class Annotating:
 
     def unit(self, number: int) -> dict[str, float]:
         """Answer and judge one unit's prompts; what has been kept over all replicas by then."""
-        groups, banked = self._answered(number)
+        groups, from_ledger = self._answered(number)
 
         def judge() -> None:
             rows = list(self._pairs(number, groups) if self.config.kind == "helpful" else self._responses(number, groups))
@@ -74,7 +72,7 @@ class Annotating:
             self._kept += len(rows)
 
         apart(self.ranks, judge if self.ranks.is_lead else None)
-        return self.ranks.sum_over_replicas({"prompts": len(groups), "kept": self._kept, "units_from_ledger": float(banked)})
+        return self.ranks.sum_over_replicas({"prompts": len(groups), "kept": self._kept, "units_from_ledger": float(from_ledger)})
 
     def _tally(self, prompt: Prompt) -> Tally:
         return self.tallies.setdefault(prompt.domain, Tally())
@@ -84,9 +82,9 @@ class Annotating:
     def _answered(self, number: int) -> tuple[Sequence[ScoredGroup], bool]:
         """The responses of a unit, and whether they are the ledger's. A collective."""
         items, count = self._members[number], self.config.responses_per_prompt
-        banked = self._ledger.load_together(0, number, items, count, self.ranks)
-        if banked is not None:
-            return banked, True
+        done = self._ledger.load_together(0, number, items, count, self.ranks)
+        if done is not None:
+            return done, True
         made: dict[str, Completion] = {}
 
         def on_finish(completion: Completion) -> None:
@@ -122,7 +120,7 @@ class Annotating:
         config, annotator = self.config, self._asked
         candidates = self._placed(number, groups, self._pairs_of)
         asked = comparisons([pair for _, pair in candidates], config.judgements, shown=self._shown)
-        verdicts = self._banked(number, [(one.id, one.prompt.question, one.a, one.b) for one in asked], lambda: annotator.compare(asked))
+        verdicts = self._judged(number, [(one.id, one.prompt.question, one.a, one.b) for one in asked], lambda: annotator.compare(asked))
         return self._settled(candidates, verdicts, functools.partial(settle, judgements=config.judgements, min_margin=config.min_margin))
 
     def _responses(self, number: int, groups: Sequence[ScoredGroup]) -> Iterator[PlacedRow]:
@@ -130,7 +128,7 @@ class Annotating:
         config, annotator = self.config, self._asked
         candidates = self._placed(number, groups, self._responses_of)
         asked = assessments([response for _, response in candidates], config.judgements, shown=self._shown)
-        verdicts = self._banked(number, [(one.id, one.prompt.question, one.response) for one in asked], lambda: annotator.assess(asked))
+        verdicts = self._judged(number, [(one.id, one.prompt.question, one.response) for one in asked], lambda: annotator.assess(asked))
         return self._settled(candidates, verdicts, functools.partial(agreed, judgements=config.judgements))
 
     @property
@@ -177,23 +175,17 @@ class Annotating:
     def _origin(self, prompt: Prompt, which: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.provenance, "prompt_id": prompt.id, **which}
 
-    def _banked(self, number: int, asked: Sequence[tuple[str, ...]], judge: Callable[[], Sequence[Verdict]]) -> list[Verdict]:
-        """A unit's verdicts; banked, since an annotator may be a server that is slow and never says the same twice.
-
-        `asked` is what each question consists of. Raises `PluginError` for an annotator that does not answer all of them.
-        """
-        path = self.context.scratch / "judgements" / f"replica_{self.ranks.dp_rank:05d}" / f"unit_{number:06d}.json"
-        source = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        banked = files.read_json(path) if path.is_file() else {}
-        if banked.get("source") != source:  # none yet, or of another layout's unit
-            verdicts = list(judge())
-            if len(verdicts) != len(asked):
-                raise PluginError(f"annotator '{self.provenance['annotator']}' gave {len(verdicts)} verdicts for {len(asked)} questions; it must give one "
+    def _judged(self, number: int, asked: Sequence[tuple[str, ...]], judge: Callable[[], Sequence[Verdict]]) -> list[Verdict]:
+        """A unit's verdicts. `asked` is what each question consists of. Raises `PluginError` for an annotator that does not answer all of them."""
+        def verdicts() -> Sequence[Verdict]:
+            given = judge()
+            if len(given) != len(asked):
+                raise PluginError(f"annotator '{self.provenance['annotator']}' gave {len(given)} verdicts for {len(asked)} questions; it must give one "
                                   "for each, None where it has none")
-            banked = {"source": source, "verdicts": verdicts}
-            files.make_folder(path.parent)
-            files.write_json(path, banked, self.context.check_epoch)
-        return list(banked["verdicts"])
+            return given
+
+        path = self.context.scratch / "judgements" / f"replica_{self.ranks.dp_rank:05d}" / f"unit_{number:06d}.json"
+        return banked(path, asked, verdicts, self.context.check_epoch)
 
     def _settled(self, candidates: Sequence[tuple[Place, Candidate]], verdicts: Sequence[Verdict],
                  decide: Callable[[Sequence[Candidate], Sequence[Verdict]], tuple[Sequence[Row], Counter[str]]]) -> Iterator[PlacedRow]:

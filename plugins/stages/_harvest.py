@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import importlib.util
 import itertools
 import json
@@ -20,6 +19,7 @@ from r1mega.errors import R1MegaError
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 
+from ._placed import merge_placed, write_placed
 from ._sampler import Row
 
 if TYPE_CHECKING:
@@ -34,20 +34,12 @@ def _shard(context: StageContext, replica: int) -> Path:
 
 def write_shard(context: StageContext, replica: int, rows: Iterable[Row]) -> None:
     """A replica's rows, for rank 0 to merge. Called by the replica's lead."""
-    path = _shard(context, replica)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_parts(path, (json.dumps([place, files.plain(dataclasses.asdict(row))]).encode() + b"\n" for place, row in rows), context.check_epoch)
+    write_placed(_shard(context, replica), rows, context.check_epoch)
 
 
 def merged(context: StageContext, replicas: int) -> Iterator[SampleRecord]:
     """All replicas' rows in the order of prompts, rounds and samples."""
-    def read(replica: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        with _shard(context, replica).open(encoding="utf-8") as lines:
-            for line in lines:
-                place, row = json.loads(line)
-                yield place, row
-
-    return (SampleRecord(**row) for _, row in heapq.merge(*map(read, range(replicas)), key=lambda pair: pair[0]))
+    return (SampleRecord(**row) for row in merge_placed(_shard(context, replica) for replica in range(replicas)))
 
 
 def distinct(rows: Iterable[SampleRecord], tallies: Tallies) -> Iterator[SampleRecord]:

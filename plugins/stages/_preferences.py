@@ -5,10 +5,7 @@ Rows pass one by one; of all rows together only their ids and lengths are in mem
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import heapq
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +21,7 @@ from r1mega.errors import R1MegaError
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
 
+from ._placed import merge_placed, write_placed
 from ._publish import publish
 
 if TYPE_CHECKING:
@@ -42,22 +40,13 @@ def _shard(context: StageContext, unit: int, replica: int) -> Path:
 
 def write_rows(context: StageContext, unit: int, replica: int, rows: Iterable[PlacedRow]) -> None:
     """A replica's rows of a unit, for rank 0 to merge. Called by the replica's lead."""
-    path = _shard(context, unit, replica)
-    files.make_folder(path.parent)
-    files.write_parts(path, (json.dumps([place, files.plain(dataclasses.asdict(row))]).encode() + b"\n" for place, row in rows), context.check_epoch)
+    write_placed(_shard(context, unit, replica), rows, context.check_epoch)
 
 
 def merged(context: StageContext, units: int, replicas: int, kind: type[Row]) -> Iterator[Row]:
     """All rows in the order of their prompts: a unit's prompts come before the next one's."""
-    def read(unit: int, replica: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        with _shard(context, unit, replica).open(encoding="utf-8") as lines:
-            for line in lines:
-                place, row = json.loads(line)
-                yield place, row
-
     for unit in range(units):
-        for _, row in heapq.merge(*(read(unit, replica) for replica in range(replicas)), key=lambda pair: pair[0]):
-            yield kind(**row)
+        yield from (kind(**row) for row in merge_placed(_shard(context, unit, replica) for replica in range(replicas)))
 
 
 @dataclass

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1mega.config import PluginChoice
 from r1mega.data.card import Tallies, Tally
@@ -26,6 +24,7 @@ from r1mega.rewards.pool import RewardPool, Verdict
 from r1mega.rollout.collect import reward_sample
 from r1mega.types import EncodedPrompt, Prompt
 
+from ._banked import banked
 from ._sampler import Row, decider
 from ._setup import make
 
@@ -68,7 +67,7 @@ class Rewriting:
             chunk = list(itertools.islice(rest, _CHUNK))
             if not chunk:
                 return
-            for (place, before), after in zip(chunk, self._banked(rewriter, name, number, [record for _, record in chunk]), strict=True):
+            for (place, before), after in zip(chunk, self._rewritten(rewriter, name, number, [record for _, record in chunk]), strict=True):
                 if after is None:
                     self._drop(before, "not_rewritten")
                 elif reason := why_unfit(Draft(after.reasoning, after.response, after.language), self.config.filters):
@@ -79,22 +78,19 @@ class Rewriting:
                 else:
                     yield place, dataclasses.replace(after, provenance={**before.provenance, "rewriter": label})
 
-    def _banked(self, rewriter: Rewriter, name: str, number: int, chunk: Sequence[SampleRecord]) -> list[SampleRecord | None]:
-        """A chunk's new rows; banked, since a rewriter may be a server that is slow and never says the same twice."""
-        path = self.context.scratch / "rewritten" / f"replica_{self.replica:05d}" / f"chunk_{number:06d}.json"
-        source = hashlib.sha256(json.dumps([files.plain(dataclasses.asdict(row)) for row in chunk]).encode()).hexdigest()
-        banked = files.read_json(path) if path.is_file() else {}
-        if banked.get("source") != source:
+    def _rewritten(self, rewriter: Rewriter, name: str, number: int, chunk: Sequence[SampleRecord]) -> list[SampleRecord | None]:
+        """A chunk's new rows."""
+        def rewritten() -> list[Any]:
             made = list(rewriter.rewrite(chunk))
             if len(made) != len(chunk) or any(after is not None and (after.id, after.prompt, after.answer) != (before.id, before.prompt, before.answer)
                                               for before, after in zip(chunk, made, strict=False)):
                 raise PluginError(f"rewriter '{name}' returned {len(made)} rows for {len(chunk)}, or changed an id, a prompt or a reference answer; it "
                                   "must return each sample, with other text, or None in its place")
-            banked = {"source": source, "rows": [None if row is None else files.plain(dataclasses.asdict(row)) for row in made]}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.context.check_epoch()
-            files.write_json(path, banked)
-        return [None if row is None else SampleRecord(**row) for row in banked["rows"]]
+            return [None if row is None else files.plain(dataclasses.asdict(row)) for row in made]
+
+        path = self.context.scratch / "rewritten" / f"replica_{self.replica:05d}" / f"chunk_{number:06d}.json"
+        rows = banked(path, [files.plain(dataclasses.asdict(row)) for row in chunk], rewritten, self.context.check_epoch)
+        return [None if row is None else SampleRecord(**row) for row in rows]
 
     # ---------------------------------------------------------------------------------------------------------------------- the verdict
 

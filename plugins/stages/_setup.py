@@ -89,6 +89,18 @@ def gather_of(config: StageCommon, context: StageContext) -> Callable[[Any], lis
     return gather
 
 
+def maker_of(generator: Generator, checkpoint: Path) -> dict[str, str]:
+    """Who makes the generator's responses, for a row's provenance: the model that a server runs, by its name, or the digest of the checkpoint."""
+    served = getattr(generator, "served_model", "")
+    return {"model": served} if served else {"checkpoint": digest_of(checkpoint)}
+
+
+def digest_of(artifact: Path) -> str:
+    """The content digest of an input artifact: what it states, else that of its files."""
+    stated = artifact / "content.sha256"
+    return stated.read_text().split()[0] if stated.is_file() else files.combined(files.digests(artifact))
+
+
 def make_generator(rollout: Any, policy: Policy, tokenizer: Tokenizer) -> Generator:
     generator: Generator = make("rollouts", rollout, policy=policy, tokenizer=tokenizer)
     return generator

@@ -26,8 +26,7 @@ from ._annotating import Annotating
 from ._apart import apart
 from ._evaluations import compared, evaluations_of
 from ._preferences import write_set
-from ._setup import Reporter, encode_prompts, load_tokenizer, make, make_generator, make_policy, sampling_of
-from .sample import digest_of
+from ._setup import Reporter, encode_prompts, load_tokenizer, make, make_generator, make_policy, maker_of, sampling_of
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,11 @@ class PreferenceData:
         artifact.load_artifact(policy, source)
         generator = make_generator(config.rollout, policy, tokenizer)
         annotator: Annotator | None = make("annotators", config.annotator, reward=config.reward) if policy.ranks.is_lead else None
-        served = getattr(generator, "served_model", "")
-        maker = {"model": served} if served else {"checkpoint": digest_of(source)}
         label = ""
         if annotator is not None:
             assert isinstance(config.annotator, PluginChoice)
             label = f"{config.annotator.name} {annotator.version}"
-        provenance = {**maker, "annotator": label, **(annotator.provenance if annotator else {})}
+        provenance = {**maker_of(generator, source), "annotator": label, **(annotator.provenance if annotator else {})}
         return Annotating(config, context, policy.ranks, generator, annotator, encoded, sampling, provenance, evaluations)
 
     def _chosen(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:

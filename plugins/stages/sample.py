@@ -11,7 +11,6 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from r1mega import hookimpl
@@ -37,7 +36,7 @@ from ._evaluations import compared, evaluations_of
 from ._harvest import distinct, merged, write_set, write_shard
 from ._rewrite import Rewriting
 from ._sampler import Sampler, check_deciders
-from ._setup import Reporter, encode_prompts, load_tokenizer, make_generator, make_policy, make_task, sampling_of
+from ._setup import Reporter, encode_prompts, load_tokenizer, make_generator, make_policy, make_task, maker_of, sampling_of
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,9 @@ class Sample:
         artifact.load_artifact(policy, source)
         pool = RewardPool.from_config(config.reward) if policy.ranks.is_lead else None
         generator = make_generator(config.rollout, policy, tokenizer)
-        served = getattr(generator, "served_model", "")
-        maker = {"model": served} if served else {"checkpoint": digest_of(source)}
+        maker = maker_of(generator, source)
         return Sampler(config, context, policy.ranks, generator, pool, encoded, sampling, evaluations, maker,
-                       meter=None if served else flops.Meter.of(policy))
+                       meter=None if "model" in maker else flops.Meter.of(policy))
 
     def _clean(self, prompts: Sequence[Prompt], evaluations: Decontaminator) -> list[Prompt]:
         """The prompts that no evaluation set has; the others are counted."""
@@ -171,12 +169,6 @@ def check_prompts(config: SampleConfig, prompts: Sequence[Prompt]) -> None:
     if config.filters.min_language_share:
         check_languages(prompts, "filters.min_language_share")
     check_measurable(config.reward.terms, prompts)
-
-
-def digest_of(artifact: Path) -> str:
-    """The content digest of an input artifact: what it states, else that of its files."""
-    stated = artifact / "content.sha256"
-    return stated.read_text().split()[0] if stated.is_file() else files.combined(files.digests(artifact))
 
 
 @hookimpl

@@ -148,17 +148,17 @@ def placed(*rows: SampleRecord) -> list[Row]:
 
 def test_what_a_rewriter_made_is_banked_for_the_same_rows_alone(tmp_path: Path) -> None:
     here, shout = rewriting(tmp_path), Shout()
-    first = here._banked(shout, "shout", 0, [row(1), row(2)])
+    first = here._rewritten(shout, "shout", 0, [row(1), row(2)])
     assert [found and found.response for found in first] == ["8!", "8!"]
-    assert here._banked(shout, "shout", 0, [row(1), row(2)]) == first
+    assert here._rewritten(shout, "shout", 0, [row(1), row(2)]) == first
     assert shout.asked == 1
-    here._banked(shout, "shout", 0, [row(1), row(3)])
+    here._rewritten(shout, "shout", 0, [row(1), row(3)])
     assert shout.asked == 2
 
 
 def test_a_rewriter_may_not_change_the_reference(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="rewriter 'cheat' returned 1 rows for 1, or changed an id, a prompt or a reference answer"):
-        rewriting(tmp_path)._banked(Cheat(), "cheat", 0, [row(1)])
+        rewriting(tmp_path)._rewritten(Cheat(), "cheat", 0, [row(1)])
 
 
 def test_rewritten_rows_are_scored_again_and_losses_counted(tmp_path: Path) -> None:
