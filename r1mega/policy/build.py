@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -161,18 +159,9 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     return -(-vocab_size // multiple) * multiple
 
 
-def can_build_locally(architecture: Architecture) -> bool:
-    """Whether the installed Megatron builds the model without Transformer Engine. MLA with uncompressed queries: 0.16 does, 0.19 does not."""
-    newer = find_spec("megatron.core.transformer.mla_qk_norm_config") is not None
-    return not (newer and architecture.mla is not None and architecture.mla.q_lora_rank is None)
-
-
 def build_chunks(config: TransformerConfig, architecture: Architecture, options: OutputOptions, platform: Platform, *,
                  transformer_engine: bool) -> list[PolicyModel]:
-    """This rank's pipeline chunks (one, or one per virtual stage), on the device. Raises `ConfigError` for a model that this Megatron cannot build."""
-    if not (transformer_engine or can_build_locally(architecture)):
-        raise ConfigError(f"model.q_lora_rank=null: megatron-core {version('megatron-core')} builds MLA with uncompressed queries from Transformer Engine "
-                          "layers alone; install Transformer Engine, or use megatron-core 0.16")
+    """This rank's pipeline chunks (one, or one per virtual stage), on the device."""
     chunks = []
     virtual = config.virtual_pipeline_model_parallel_size
     for stage in range(virtual or 1):

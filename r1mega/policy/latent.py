@@ -1,4 +1,4 @@
-"""Multi-latent attention over packed rows on a CPU: Megatron's, with rotary embedding and head assembly in one step."""
+"""Multi-latent attention: Megatron's, with rotary embedding and head assembly in one step for packed rows on a CPU."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class PackedLatentAttention(MLASelfAttention):
         phase = self.rotary_pos_emb.phase(packed_seq_params, c.qk_head_dim)
         query, key, value = latent_heads(q.unflatten(-1, (heads, -1)), kv.unflatten(-1, (heads, -1)), place.squeeze(1), phase)
         return query, key, value, low, latent
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        """The classes to build. Asked by Megatron from 0.19 on, whose own answer would normalise what uncompressed queries are projected from
+        (DeepSeek's models do not); so without compression the layer spec decides, as it does in 0.16."""
+        if self.config.q_lora_rank is not None:
+            return super()._resolve_qk_norm_config(submodules)  # type: ignore[no-any-return, misc, unused-ignore]
+        return {name: getattr(submodules, name) for name in ("linear_q_proj", "linear_kv_up_proj", "kv_layernorm")}
 
     def _applies(self, hidden_states: torch.Tensor, packed_seq_params: Any) -> bool:
         exact = hidden_states.dtype in (torch.float32, torch.float64)  # torch has no complex numbers of half precision

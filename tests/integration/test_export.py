@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from recipe_plugin import Runs
 
 RECIPE = """\
 description: a base, exported
@@ -19,11 +14,9 @@ stages:
   base: {stage: pretrain, overrides: [steps=2, documents_per_step=8, tokenizer_documents=400]}
   export: {stage: export, inputs: {policy: base.checkpoint}, overrides: [shard_gigabytes=0.001, check_logits=always]}
 """
-MODULE = """\
+CODE = """
 import os
 import signal
-from pathlib import Path
-from r1mega import hookimpl
 
 if os.environ.get("KILL_AT_SHARD") and "RANK" in os.environ:  # on a rank, once so many files are there
     import r1mega.policy.hugging_face.export as exporting
@@ -33,49 +26,12 @@ if os.environ.get("KILL_AT_SHARD") and "RANK" in os.environ:  # on a rank, once 
         if len(list(folder.glob("*.safetensors"))) == int(os.environ["KILL_AT_SHARD"]):
             os.kill(os.getpid(), signal.SIGKILL)
     exporting.write_shard = write_or_die
-
-@hookimpl
-def config_search_path():
-    return f"file://{Path(__file__).parent / 'conf'}"
 """
-
-
-class Runs:
-    """Copies of one run folder in which the base is done."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        plugin = folder / "plugin"
-        info = plugin / "exported-1.0.dist-info"
-        (plugin / "conf" / "recipe").mkdir(parents=True)
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: exported\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[r1mega]\nexported = exported_plugin\n")
-        (plugin / "exported_plugin.py").write_text(MODULE)
-        (plugin / "conf" / "recipe" / "exported.yaml").write_text(RECIPE)
-        path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
-        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-    def run(self, name: str, *overrides: str, code: int = 0, **environment: str) -> str:
-        if name != "base" and not (self.folder / name).exists():
-            shutil.copytree(self.folder / "base", self.folder / name, symlinks=True)
-        command = [sys.executable, "-m", "r1mega", "run", "recipe=exported", f"output_dir={self.folder / name}", *overrides]
-        done = subprocess.run(command, env=self.environment | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
-                              check=False)
-        assert done.returncode == code, done.stdout[-3000:]
-        return done.stdout
-
-    def artifacts(self, name: str) -> Path:
-        return self.folder / name / "stages" / "export" / "current" / "artifacts"
-
-    def metrics(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / name / "summary.json").read_text())["stages"]["export"]["metrics"]
-        return found
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    runs = Runs(tmp_path_factory.mktemp("export"))
+    runs = Runs(tmp_path_factory.mktemp("export"), "exported", RECIPE, CODE)
     runs.run("base", "--only", "base")
     runs.run("one")
     return runs
@@ -87,7 +43,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_transformers_reads_model_tokenizer_and_chat_template(runs: Runs) -> None:
     transformers = pytest.importorskip("transformers")
-    folder, metrics = runs.artifacts("one") / "model", runs.metrics("one")
+    folder, metrics = runs.artifact("one", "export", "model"), runs.metrics("one", "export")
     assert metrics["tokenizer_lacks"] == ""
     assert 0 < metrics["logits_difference"] < 1e-4
     assert metrics["files"] > 1
@@ -103,13 +59,13 @@ def test_transformers_reads_model_tokenizer_and_chat_template(runs: Runs) -> Non
 
 def test_two_ranks_write_the_same_files(runs: Runs) -> None:
     runs.run("two", "stages.export.parallel=tp2")
-    assert files(runs.artifacts("two") / "model") == files(runs.artifacts("one") / "model")
-    assert runs.metrics("two")["logits_difference"] < 1e-4
+    assert files(runs.artifact("two", "export", "model")) == files(runs.artifact("one", "export", "model"))
+    assert runs.metrics("two", "export")["logits_difference"] < 1e-4
 
 
 def test_killed_half_way_it_leaves_no_model_and_the_next_run_ends_as_if_undisturbed(runs: Runs) -> None:
     runs.run("killed", code=1, KILL_AT_SHARD="2")
-    assert not (runs.artifacts("killed") / "model").exists()
+    assert not (runs.artifact("killed", "export", "model")).exists()
     runs.run("killed")
-    assert files(runs.artifacts("killed") / "model") == files(runs.artifacts("one") / "model")
-    assert [path.name for path in runs.artifacts("killed").iterdir()] == ["model"]
+    assert files(runs.artifact("killed", "export", "model")) == files(runs.artifact("one", "export", "model"))
+    assert [path.name for path in runs.artifact("killed", "export", "").iterdir()] == ["model"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipe_plugin import install
 
 from r1mega.data.records import read_preferences, read_prompts, read_samples
 from r1mega.data.world.preferences import is_safe, preference_score
@@ -22,16 +23,7 @@ RECIPE = "description: general data\nstages:\n  general: {stage: general_data, o
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An installed outside plugin that brings a recipe of that stage alone."""
-    folder = tmp_path_factory.mktemp("plugin")
-    metadata, conf = folder / "general_recipe-1.0.dist-info", folder / "general_recipe_conf" / "recipe"
-    for made in (metadata, conf):
-        made.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: general-recipe\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[r1mega]\ngeneral_recipe = general_recipe\n")
-    (folder / "general_recipe.py").write_text("import r1mega\n\n@r1mega.hookimpl\ndef config_search_path():\n    return 'pkg://general_recipe_conf'\n")
-    (conf.parent / "__init__.py").touch()
-    (conf / "general.yaml").write_text(RECIPE)
-    return folder
+    return install(tmp_path_factory.mktemp("plugin"), "general", RECIPE)
 
 
 def run(plugin: Path, folder: Path, *overrides: str, code: int = 0) -> str:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
+from recipe_plugin import Runs
 from scripted_server import Reply, Seen, chat, serve
 
 from r1mega.data.chat import split_response
@@ -37,71 +32,24 @@ stages:
     inputs: {policy: base.checkpoint, prompts: world.prompts}
     overrides: [kind=safety, judgements=1, max_prompts=24, reward=world_safety, annotator.metric=safety]
 """
-MODULE = """
-from pathlib import Path
-from r1mega import hookimpl
-
-@hookimpl
-def config_search_path():
-    return f"file://{Path(__file__).parent / 'conf'}"
-"""
-
-
-class Runs:
-    """Run folders beside one plugin that brings the recipe."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        plugin = folder / "plugin"
-        info = plugin / "judged-1.0.dist-info"
-        (plugin / "conf" / "recipe").mkdir(parents=True)
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: judged\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[r1mega]\njudged = judged_plugin\n")
-        (plugin / "judged_plugin.py").write_text(MODULE)
-        (plugin / "conf" / "recipe" / "judged.yaml").write_text(RECIPE)
-        path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
-        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
-        """Start a run that has all but the preferences."""
-        if name != "base" and not (self.folder / name).exists():
-            shutil.copytree(self.folder / "base", self.folder / name, symlinks=True)
-        command = [sys.executable, "-m", "r1mega", "run", "recipe=judged", f"output_dir={self.folder / name}", *overrides]
-        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def run(self, name: str, *overrides: str, code: int = 0) -> str:
-        process = self.start(name, *overrides)
-        said = process.communicate(timeout=200)[0]
-        assert process.returncode == code, said[-3000:]
-        return said
-
-    def stage(self, name: str, stage: str) -> Path:
-        return self.folder / name / "stages" / stage / "current"
-
-    def output(self, name: str, stage: str = "helpful") -> Path:
-        return self.stage(name, stage) / "artifacts" / "preferences"
-
-    def digest(self, name: str, stage: str = "helpful") -> str:
-        return (self.output(name, stage) / "content.sha256").read_text()
-
-    def metrics(self, name: str, stage: str = "helpful") -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / name / "summary.json").read_text())["stages"][stage]["metrics"]
-        return found
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """With an undisturbed run on two replicas."""
-    runs = Runs(tmp_path_factory.mktemp("preferences"))
+    runs = Runs(tmp_path_factory.mktemp("preferences"), "judged", RECIPE)
     for stage in ("world", "base"):
         runs.run("base", "--only", stage)
     runs.run("undisturbed")
     return runs
 
 
+def digest(runs: Runs, name: str, stage: str) -> str:
+    return (runs.artifact(name, stage, "preferences") / "content.sha256").read_text()
+
+
 def test_pairs_say_what_the_rule_says_and_where_they_come_from(runs: Runs) -> None:
-    pairs, judged = read_preferences(runs.output("undisturbed"))
+    pairs, judged = read_preferences(runs.artifact("undisturbed", "helpful", "preferences"))
     assert not judged
     assert len(pairs) >= 8, "the base is too weak for this test to say anything"
     asked = {prompt.id: prompt for prompt in read_prompts(runs.stage("undisturbed", "world") / "artifacts" / "prompts")}
@@ -120,9 +68,9 @@ def test_pairs_say_what_the_rule_says_and_where_they_come_from(runs: Runs) -> No
 
 
 def test_counts_add_up_lengths_are_comparable_and_the_card_tells_both(runs: Runs) -> None:
-    pairs, _ = read_preferences(runs.output("undisturbed"))
-    metrics = runs.metrics("undisturbed")
-    drops = json.loads((runs.output("undisturbed") / "drops.json").read_text())["total"]
+    pairs, _ = read_preferences(runs.artifact("undisturbed", "helpful", "preferences"))
+    metrics = runs.metrics("undisturbed", "helpful")
+    drops = json.loads((runs.artifact("undisturbed", "helpful", "preferences") / "drops.json").read_text())["total"]
     assert metrics["pairs"] == len(pairs)
     assert metrics["generated"] == 4 * metrics["prompts"]
     settled = len(pairs) + drops.get("surplus", 0) + drops.get("pair_tips_the_lengths", 0)
@@ -134,14 +82,14 @@ def test_counts_add_up_lengths_are_comparable_and_the_card_tells_both(runs: Runs
     chosen, rejected = (sum(len(split_response(text)[1]) for text in side) for side in zip(*((pair.chosen, pair.rejected) for pair in pairs), strict=True))
     assert chosen / rejected == pytest.approx(metrics["length_ratio"])
     assert abs(metrics["length_ratio"] - 1) <= max(0.05, abs(metrics["length_ratio_before"] - 1) / 2)
-    card = (runs.output("undisturbed") / "README.md").read_text()
+    card = (runs.artifact("undisturbed", "helpful", "preferences") / "README.md").read_text()
     assert f"| helpful | {len(pairs)} | {metrics['prompts']} | {metrics['generated']} |" in card
     assert f"| margin_too_small | {drops['margin_too_small']} |" in card
     assert str(runs.folder) not in card
 
 
 def test_single_responses_are_labelled_by_the_safety_rule(runs: Runs) -> None:
-    pairs, judged = read_preferences(runs.output("undisturbed", "safety"))
+    pairs, judged = read_preferences(runs.artifact("undisturbed", "safety", "preferences"))
     assert not pairs
     assert len({row.safe for row in judged}) == 2
     assert all(row.safe == is_safe(row.prompt, row.response) and row.domain == "safety" for row in judged)
@@ -163,14 +111,14 @@ def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) ->
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    assert not runs.output("killed").exists()
+    assert not runs.artifact("killed", "helpful", "preferences").exists()
     runs.run("killed")
     first = json.loads((runs.stage("killed", "helpful") / "metrics.jsonl").read_text().splitlines()[0])
     assert first["units_from_ledger"] == 2, "the second attempt answered the first unit's prompts again"
-    assert runs.digest("killed") == runs.digest("undisturbed")
-    assert runs.metrics("killed") == runs.metrics("undisturbed")
+    assert digest(runs, "killed", "helpful") == digest(runs, "undisturbed", "helpful")
+    assert runs.metrics("killed", "helpful") == runs.metrics("undisturbed", "helpful")
     runs.run("single", "stages.helpful.parallel=single", "--only", "helpful")
-    assert runs.digest("single") == runs.digest("undisturbed")
+    assert digest(runs, "single", "helpful") == digest(runs, "undisturbed", "helpful")
 
 
 def test_a_teacher_answers_and_a_model_judges_behind_a_server(runs: Runs) -> None:
@@ -205,11 +153,11 @@ def test_a_teacher_answers_and_a_model_judges_behind_a_server(runs: Runs) -> Non
         before = len(server.seen)
         runs.run("served", *overrides)
         again = [json.dumps(request.body["messages"]) for request in server.seen[before:] if request.path.endswith("/chat/completions")]
-    pairs, _ = read_preferences(runs.output("served"))
+    pairs, _ = read_preferences(runs.artifact("served", "helpful", "preferences"))
     assert len(pairs) >= 16
     assert all(said[0] in pair.chosen and said[1] in pair.rejected for pair in pairs)
     assert {(pair.provenance["model"], pair.provenance["annotator"], pair.provenance["annotator_model"]) for pair in pairs} == {
         ("teacher", "openai 1", "judge")}
     assert not any("checkpoint" in pair.provenance for pair in pairs)
-    assert sum(len(one["verdicts"]) for one in banked) >= 32
-    assert len(set(asked) & set(again)) <= len(asked) - sum(len(one["verdicts"]) for one in banked), "banked judgements were asked for again"
+    assert sum(len(one["answers"]) for one in banked) >= 32
+    assert len(set(asked) & set(again)) <= len(asked) - sum(len(one["answers"]) for one in banked), "banked judgements were asked for again"

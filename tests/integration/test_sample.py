@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from r1mega_plugins.rewards.accuracy import Accuracy, AccuracyConfig
+from recipe_plugin import Runs
 from scripted_server import Reply, Seen, chat, serve
 
 from r1mega.config import TemplateConfig
@@ -37,19 +33,13 @@ stages:
     inputs: {policy: base.checkpoint}
     overrides: [max_prompts=24, samples_per_round=6, wanted_per_prompt=2, max_rounds=3, prompts_per_unit=4, rewriter=rules, dedup.max_similarity=0.95]
 """
-MODULE = """
+CODE = """
 import os
 import signal
-from pathlib import Path
-from r1mega import hookimpl
 from r1mega.recipe import artifacts
 
 if os.environ.get("KILL_BEFORE_RECORD"):  # the driver, when all ranks are done and nothing says so yet
     artifacts.record = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-
-@hookimpl
-def config_search_path():
-    return f"file://{Path(__file__).parent / 'conf'}"
 """
 QUESTION = re.compile(r"(\d+)([-+*])(\d+)")
 DEADLINE_S = 15
@@ -60,68 +50,26 @@ def evaluated(question: re.Match[str]) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[question[2]]
 
 
-class Runs:
-    """Run folders beside one plugin that brings the recipe."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        plugin = folder / "plugin"
-        info = plugin / "sampled-1.0.dist-info"
-        (plugin / "conf" / "recipe").mkdir(parents=True)
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sampled\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[r1mega]\nsampled = sampled_plugin\n")
-        (plugin / "sampled_plugin.py").write_text(MODULE)
-        (plugin / "conf" / "recipe" / "sampled.yaml").write_text(RECIPE)
-        path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
-        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-    def start(self, name: str, *overrides: str) -> subprocess.Popen[str]:
-        """Start a run that has the base stage done."""
-        if name != "base" and not (self.folder / name).exists():
-            shutil.copytree(self.folder / "base", self.folder / name, symlinks=True)
-        command = [sys.executable, "-m", "r1mega", "run", "recipe=sampled", f"output_dir={self.folder / name}", *overrides]
-        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def run(self, name: str, *overrides: str, code: int = 0) -> str:
-        process = self.start(name, *overrides)
-        said = process.communicate(timeout=200)[0]
-        assert process.returncode == code, said[-3000:]
-        return said
-
-    def stage(self, name: str) -> Path:
-        return self.folder / name / "stages" / "data" / "current"
-
-    def output(self, name: str) -> Path:
-        return self.stage(name) / "artifacts" / "samples"
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """With an undisturbed run on two replicas."""
-    runs = Runs(tmp_path_factory.mktemp("sample"))
+    runs = Runs(tmp_path_factory.mktemp("sample"), "sampled", RECIPE, CODE)
     runs.run("base", "--only", "base")
     runs.run("undisturbed")
     return runs
 
 
 def digest(runs: Runs, name: str) -> str:
-    return (runs.output(name) / "content.sha256").read_text()
+    return (runs.artifact(name, "data", "samples") / "content.sha256").read_text()
 
 
 def report(runs: Runs, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((runs.stage(name) / "artifacts" / "report" / "report.json").read_text())
-    return found
-
-
-def recorded(runs: Runs, name: str) -> dict[str, Any]:
-    """The stage's closing metrics."""
-    found: dict[str, Any] = json.loads((runs.folder / name / "summary.json").read_text())["stages"]["data"]["metrics"]
+    found: dict[str, Any] = json.loads((runs.stage(name, "data") / "artifacts" / "report" / "report.json").read_text())
     return found
 
 
 def test_every_row_is_correct_whole_and_of_known_origin(runs: Runs) -> None:
-    rows = read_samples(runs.output("undisturbed"))
+    rows = read_samples(runs.artifact("undisturbed", "data", "samples"))
     assert len(rows) >= 10, "the base is too weak for this test to say anything"
     reward = Accuracy(AccuracyConfig())
     for row in rows:
@@ -131,7 +79,7 @@ def test_every_row_is_correct_whole_and_of_known_origin(runs: Runs) -> None:
         assert row.reasoning.strip(), row
         assert row.id.startswith(f"{row.provenance['prompt_id']}@")
         assert row.provenance["rewards"]["accuracy"] == 1
-        assert row.provenance["reward_versions"] == {"accuracy": "1", "format": "1"}
+        assert row.provenance["reward_versions"] == {"accuracy": Accuracy.version, "format": "1"}
         assert row.provenance["rewriter"] == "rules 1"
         assert "repetition" in row.provenance["filters"]
         assert row.provenance["checkpoint"] == (
@@ -142,29 +90,29 @@ def test_every_row_is_correct_whole_and_of_known_origin(runs: Runs) -> None:
 
 
 def test_counts_add_up_and_the_card_shows_them(runs: Runs) -> None:
-    metrics, rows = report(runs, "undisturbed")["metrics"], read_samples(runs.output("undisturbed"))
-    summary = recorded(runs, "undisturbed")
+    metrics, rows = report(runs, "undisturbed")["metrics"], read_samples(runs.artifact("undisturbed", "data", "samples"))
+    summary = runs.metrics("undisturbed", "data")
     assert {name: value for name, value in summary.items() if "flops" not in name} == metrics
     assert summary["model_flops"] == summary["flops_generation"] > 0
     assert metrics["samples"] == len(rows)
     assert metrics["prompts"] == 24
     assert metrics["prompts_without_sample"] == 24 - len({row.provenance["prompt_id"] for row in rows})
     assert 1 <= metrics["mean_rounds"] <= 3
-    drops = json.loads((runs.output("undisturbed") / "drops.json").read_text())
+    drops = json.loads((runs.artifact("undisturbed", "data", "samples") / "drops.json").read_text())
     generated = round(metrics["mean_rounds"] * 24) * 6
     assert metrics["samples"] + sum(drops["total"].values()) == generated, "every completion is kept or counted as dropped"
     assert metrics["drops/incorrect"] == drops["domains"]["math"]["incorrect"] > 0
     assert round(metrics["correct_rate"] * generated) == generated - metrics["drops/incorrect"]
-    card = (runs.output("undisturbed") / "README.md").read_text()
+    card = (runs.artifact("undisturbed", "data", "samples") / "README.md").read_text()
     assert f"| math | {len(rows)} | 24 |" in card
     assert str(runs.folder) not in card
 
 
 def test_parquet_holds_the_same_rows(runs: Runs) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    rows = parquet.read_table(runs.output("undisturbed") / "samples.parquet").to_pylist()
+    rows = parquet.read_table(runs.artifact("undisturbed", "data", "samples") / "samples.parquet").to_pylist()
     assert [(row["id"], row["response"], json.loads(row["provenance"])) for row in rows] == [
-        (row.id, row.response, row.provenance) for row in read_samples(runs.output("undisturbed"))]
+        (row.id, row.response, row.provenance) for row in read_samples(runs.artifact("undisturbed", "data", "samples"))]
 
 
 def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) -> None:
@@ -172,23 +120,23 @@ def test_a_killed_run_continues_and_any_layout_makes_the_same_set(runs: Runs) ->
     process = runs.start("killed")
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and process.poll() is None:
-        if list(runs.stage("killed").glob("scratch/ledger/replica_*/step_00000001/unit_*.bank")):
+        if list(runs.stage("killed", "data").glob("scratch/ledger/replica_*/step_00000001/unit_*.bank")):
             break
         time.sleep(0.005)
     assert process.poll() is None, "the run ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    assert not (runs.output("killed") / "content.sha256").exists()
+    assert not (runs.artifact("killed", "data", "samples") / "content.sha256").exists()
     runs.run("killed")
-    first = json.loads((runs.stage("killed") / "metrics.jsonl").read_text().splitlines()[0])
+    first = json.loads((runs.stage("killed", "data") / "metrics.jsonl").read_text().splitlines()[0])
     assert first["units_from_ledger"] == first["units"] == 3, "the second attempt made the first round again"
     assert digest(runs, "killed") == digest(runs, "undisturbed")
     assert report(runs, "killed") == report(runs, "undisturbed")
-    assert recorded(runs, "killed") == recorded(runs, "undisturbed"), "what the ledger holds was computed too"
-    assert not (runs.stage("killed") / "scratch").exists(), "the ledger is of no use once the set is recorded"
+    assert runs.metrics("killed", "data") == runs.metrics("undisturbed", "data"), "what the ledger holds was computed too"
+    assert not (runs.stage("killed", "data") / "scratch").exists(), "the ledger is of no use once the set is recorded"
     runs.run("single", "stages.data.parallel=single")
     assert digest(runs, "single") == digest(runs, "undisturbed")
-    assert recorded(runs, "single") == recorded(runs, "undisturbed"), "compute does not depend on the layout"
+    assert runs.metrics("single", "data") == runs.metrics("undisturbed", "data"), "compute does not depend on the layout"
 
 
 def test_nothing_is_made_again_when_the_driver_dies_before_it_records_the_set(runs: Runs) -> None:
@@ -197,7 +145,7 @@ def test_nothing_is_made_again_when_the_driver_dies_before_it_records_the_set(ru
         runs.run("unrecorded", code=-signal.SIGKILL)
     finally:
         del runs.environment["KILL_BEFORE_RECORD"]
-    stage = runs.stage("unrecorded")
+    stage = runs.stage("unrecorded", "data")
     assert json.loads((stage / "manifest.json").read_text())["state"] == "running"
     assert digest(runs, "unrecorded") == digest(runs, "undisturbed"), "the ranks had not written the set when the driver was killed"
     assert list((stage / "scratch").rglob("*.bank")), "the ledger went before the driver had recorded the set"
@@ -211,14 +159,14 @@ def test_nothing_is_made_again_when_the_driver_dies_before_it_records_the_set(ru
 
 
 def test_prompts_of_an_evaluation_set_are_left_out_and_the_problem_is_named(runs: Runs) -> None:
-    first = read_samples(runs.output("undisturbed"))[0]
+    first = read_samples(runs.artifact("undisturbed", "data", "samples"))[0]
     evaluation = runs.folder / "held_out.jsonl"
     evaluation.write_text(json.dumps({"id": "p1", "question": first.prompt}) + "\n")
     runs.run("clean", f"+stages.data.decontaminate_against.held={{path: {evaluation}}}", "stages.data.max_rounds=1", "stages.data.rewriter=none")
     found = report(runs, "clean")
     assert found["contaminated"] == {"held/p1": 1}
     assert found["metrics"]["drops/prompt_contaminated"] == 1
-    rows = read_samples(runs.output("clean"))
+    rows = read_samples(runs.artifact("clean", "data", "samples"))
     assert first.prompt not in {row.prompt for row in rows}
     assert {row.provenance["rewriter"] for row in rows} == {None}
     assert not any("The answer" in row.response for row in rows)
@@ -239,7 +187,7 @@ def test_a_teacher_is_named_and_a_slow_editor_outlasts_every_deadline(runs: Runs
         said = render_response(TemplateConfig().response, f"{question[0]}{evaluated(question)}", str(evaluated(question)))
         return Reply({"choices": [{"index": 0, "finish_reason": "stop", "text": said}]})
 
-    rows = read_samples(runs.output("undisturbed"))
+    rows = read_samples(runs.artifact("undisturbed", "data", "samples"))
     asked = {row.prompt: int(row.id.partition("@")[2].partition("#")[0]) for row in rows}
 
     def slow(question: str) -> bool:
@@ -252,14 +200,14 @@ def test_a_teacher_is_named_and_a_slow_editor_outlasts_every_deadline(runs: Runs
         runs.run("taught", *overrides)
         waits = [request for request in server.seen if request.body["model"] == "editor"]
     assert any(slow(QUESTION.search(request.body["messages"][-1]["content"])[0]) for request in waits), "nobody had to wait"  # type: ignore[index]
-    taught = read_samples(runs.output("taught"))
+    taught = read_samples(runs.artifact("taught", "data", "samples"))
     assert len(taught) >= 10
     for row in taught:
         assert row.provenance["model"] == "teacher-7b"
         assert "checkpoint" not in row.provenance, "the stage's own checkpoint said none of it"
         assert row.provenance["rewriter"] == "openai 1"
         assert row.reasoning.endswith("with care.")
-    card = (runs.output("taught") / "README.md").read_text()
+    card = (runs.artifact("taught", "data", "samples") / "README.md").read_text()
     assert "| model | teacher-7b |" in card
     assert "| checkpoint |" not in card
     assert server.url not in card
