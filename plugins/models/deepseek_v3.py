@@ -10,6 +10,7 @@ from r1mega.hookspecs import Register
 from r1mega.policy.architecture import MLA, Architecture, MoE, Rope
 from r1mega.policy.hugging_face import rows
 from r1mega.policy.hugging_face.family import Family, Row
+from r1mega.policy.hugging_face.settings import Settings, read_common, read_rope
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,30 @@ def _refusals(a: Architecture) -> list[str]:
     return found
 
 
-DEEPSEEK_V3 = Family("DeepSeek-V3", "deepseek_v3", "DeepseekV3ForCausalLM", _layer, _settings, _refusals, PREDICTION)
+def _read(settings: Settings) -> Architecture:
+    common, rope = read_common(settings), read_rope(settings, yarn=True)
+    heads, rotary, plain = common["num_attention_heads"], settings.integer("qk_rope_head_dim"), settings.integer("qk_nope_head_dim")
+    for name, *values in (("num_key_value_heads", heads, None), ("head_dim", rotary, None), ("qk_head_dim", plain + rotary, None), ("attention_bias", False),
+                          ("rope_interleave", True), ("norm_topk_prob", True), ("scoring_func", "sigmoid"), ("topk_method", "noaux_tc"), ("moe_layer_freq", 1)):
+        settings.among(name, *values)
+    mla = MLA(kv_lora_rank=settings.integer("kv_lora_rank"), qk_head_dim=plain, qk_pos_emb_head_dim=rotary, v_head_dim=settings.integer("v_head_dim"),
+              q_lora_rank=settings.optional("q_lora_rank"))
+    return Architecture(**common, qk_layernorm=True, rope=rope, mla=mla, moe=_read_experts(settings), mtp_num_layers=settings.count("num_nextn_predict_layers"))
+
+
+def _read_experts(settings: Settings) -> MoE:
+    """One group is no grouping; a factor of 1 no scaling."""
+    settings.ignore("num_local_experts")  # transformers 5 repeats n_routed_experts under it
+    groups, size = settings.integer("n_group", 1), settings.integer("moe_intermediate_size")
+    chosen = settings.integer("topk_group", 1)
+    return MoE(num_moe_experts=settings.integer("n_routed_experts"), moe_ffn_hidden_size=size, moe_router_topk=settings.integer("num_experts_per_tok"),
+               moe_shared_expert_intermediate_size=settings.integer("n_shared_experts") * size, moe_router_score_function="sigmoid",
+               moe_router_num_groups=groups if groups > 1 else None, moe_router_group_topk=chosen if groups > 1 else None,
+               moe_router_topk_scaling_factor=settings.number("routed_scaling_factor", 1.0), moe_router_enable_expert_bias=True,
+               moe_router_pre_softmax=True, first_dense_layers=settings.count("first_k_dense_replace"))
+
+
+DEEPSEEK_V3 = Family("DeepSeek-V3", "deepseek_v3", "DeepseekV3ForCausalLM", _layer, _settings, _refusals, _read, PREDICTION)
 deepseek_v3.version = "1"  # type: ignore[attr-defined]
 deepseek_v3.hugging_face = (DEEPSEEK_V3,)  # type: ignore[attr-defined]
 

@@ -10,6 +10,7 @@ from r1mega.hookspecs import Register
 from r1mega.policy.architecture import Architecture, Rope
 from r1mega.policy.hugging_face import rows
 from r1mega.policy.hugging_face.family import Family, Row
+from r1mega.policy.hugging_face.settings import Settings, read_common, read_grouped_query, read_rope
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,24 @@ def _qwen3_refusals(a: Architecture) -> list[str]:
     return rows.grouped_query_refusals(a) + rows.differing(a, moe=None, qk_layernorm=True, add_qkv_bias=False)
 
 
-LLAMA = Family("Llama 3", "llama", "LlamaForCausalLM", _layer, _llama_settings, _llama_refusals)
-QWEN2 = Family("Qwen2", "qwen2", "Qwen2ForCausalLM", _layer, _qwen2_settings, _qwen2_refusals)  # Qwen2.5 too
-QWEN3 = Family("Qwen3", "qwen3", "Qwen3ForCausalLM", _layer, _qwen3_settings, _qwen3_refusals)
+def _read_llama(settings: Settings) -> Architecture:
+    settings.among("attention_bias", False)
+    settings.among("mlp_bias", False)
+    return Architecture(**read_common(settings), **read_grouped_query(settings), rope=read_rope(settings, llama3=True))
+
+
+def _read_qwen2(settings: Settings) -> Architecture:
+    return Architecture(**read_common(settings), **read_grouped_query(settings), rope=read_rope(settings), add_qkv_bias=True)
+
+
+def _read_qwen3(settings: Settings) -> Architecture:
+    settings.among("attention_bias", False)
+    return Architecture(**read_common(settings), **read_grouped_query(settings), rope=read_rope(settings), qk_layernorm=True)
+
+
+LLAMA = Family("Llama 3", "llama", "LlamaForCausalLM", _layer, _llama_settings, _llama_refusals, _read_llama)
+QWEN2 = Family("Qwen2", "qwen2", "Qwen2ForCausalLM", _layer, _qwen2_settings, _qwen2_refusals, _read_qwen2)  # Qwen2.5 too
+QWEN3 = Family("Qwen3", "qwen3", "Qwen3ForCausalLM", _layer, _qwen3_settings, _qwen3_refusals, _read_qwen3)
 dense.version = "1"  # type: ignore[attr-defined]
 dense.hugging_face = (LLAMA, QWEN2, QWEN3)  # type: ignore[attr-defined]
 

@@ -10,6 +10,7 @@ from r1mega.hookspecs import Register
 from r1mega.policy.architecture import Architecture, MoE, Rope
 from r1mega.policy.hugging_face import rows
 from r1mega.policy.hugging_face.family import Family, Row
+from r1mega.policy.hugging_face.settings import Settings, read_common, read_grouped_query, read_rope
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,21 @@ def _refusals(a: Architecture) -> list[str]:
     return found + [f"moe.{name}={getattr(a.moe, name)}" for name, value in wanted.items() if getattr(a.moe, name) != value]
 
 
-QWEN3_MOE = Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", _layer, _settings, _refusals)
+def _read(settings: Settings) -> Architecture:
+    settings.among("attention_bias", False)
+    settings.among("decoder_sparse_step", 1)
+    dense = settings.given("mlp_only_layers") or []
+    if sorted(dense) != list(range(len(dense))):
+        settings.refuse(f"mlp_only_layers={dense} (dense layers can only be the first ones)")
+    experts = "num_experts" if settings.values.get("num_experts") is not None else "num_local_experts"  # as transformers 5 spells it
+    settings.ignore("num_experts", "num_local_experts")
+    moe = MoE(num_moe_experts=settings.integer(experts), moe_ffn_hidden_size=settings.integer("moe_intermediate_size"),
+              moe_router_topk=settings.integer("num_experts_per_tok"), moe_router_score_function="softmax", moe_router_enable_expert_bias=False,
+              moe_router_pre_softmax=not settings.boolean("norm_topk_prob", False), first_dense_layers=len(dense))
+    return Architecture(**read_common(settings), **read_grouped_query(settings), rope=read_rope(settings), qk_layernorm=True, moe=moe)
+
+
+QWEN3_MOE = Family("Qwen3-MoE", "qwen3_moe", "Qwen3MoeForCausalLM", _layer, _settings, _refusals, _read)
 qwen3_moe.version = "1"  # type: ignore[attr-defined]
 qwen3_moe.hugging_face = (QWEN3_MOE,)  # type: ignore[attr-defined]
 

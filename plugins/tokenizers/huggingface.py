@@ -55,7 +55,8 @@ class HuggingFace:
             raise DataError(f"{self.folder / FILE}: not a tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
+        tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
+        self.vocab_size: int = _model_rows(self.folder, tokens)
         self.eos_id: int = self._eos_id()
 
     def _eos_id(self) -> int:
@@ -99,6 +100,17 @@ def _find(config: HuggingFaceConfig, folder: Path) -> Path:
             return place
     hint = "" if config.path else "; set tokenizer.path to a Hugging Face model folder"
     raise DataError(f"no {FILE} in {' or '.join(map(str, places))}{hint}. A folder with only tokenizer.model goes with tokenizer=sentencepiece")
+
+
+def _model_rows(folder: Path, tokens: int) -> int:
+    """The rows of the model's vocabulary: releases round it up, so config.json may state more than there are tokens."""
+    file = folder / "config.json"
+    rows = files.read_json(file).get("vocab_size") if file.is_file() else None
+    if rows is None:
+        return tokens
+    if not isinstance(rows, int) or rows < tokens:
+        raise DataError(f"{file}: vocab_size={rows}, but {folder / FILE} has token ids up to {tokens - 1}: tokenizer and model do not belong together")
+    return rows
 
 
 def _stated_eos(folder: Path) -> Iterator[tuple[str, str | int]]:

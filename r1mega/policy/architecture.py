@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,21 @@ class Architecture:
         """Megatron's pattern: 0 for a dense layer, 1 for an expert layer."""
         dense = self.moe.first_dense_layers if self.moe else self.num_layers
         return [0] * dense + [1] * (self.num_layers - dense)
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any]) -> Architecture:
+        """From what `dataclasses.asdict` gave. Raises `KeyError` or `TypeError` for anything else."""
+        parts = {name: kind(**stated[name]) if stated[name] is not None else None for name, kind in (("rope", Rope), ("mla", MLA), ("moe", MoE))}
+        return cls(**{**stated, **parts})
+
+    def canonical(self) -> Architecture:
+        """The same model with its implied values spelled out and those that nothing reads at their defaults: equal for equal models."""
+        rope = self.rope if self.rope.rope_type == "yarn" else Rope(rotary_base=self.rope.rotary_base, llama3_scaling_factor=self.rope.llama3_scaling_factor)
+        moe = self.moe
+        if moe is not None:
+            moe = replace(moe, moe_router_topk_scaling_factor=moe.moe_router_topk_scaling_factor or 1.0,
+                          moe_router_pre_softmax=moe.moe_router_pre_softmax and moe.moe_router_score_function == "softmax")
+        if self.mla is not None:
+            return replace(self, num_query_groups=None, kv_channels=None, rope=rope, moe=moe)
+        return replace(self, num_query_groups=self.num_query_groups or self.num_attention_heads,
+                       kv_channels=self.kv_channels or self.hidden_size // self.num_attention_heads, rope=rope, moe=moe)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from r1mega.errors import R1MegaError, UserError
 from r1mega.policy import storage
+from r1mega.policy.architecture import Architecture
 from r1mega.policy.checkpoint import load_weights
 from r1mega.policy.keys import model_state, saved_tensors
 from r1mega.recipe import files
 
 if TYPE_CHECKING:
-    from r1mega.policy.architecture import Architecture
     from r1mega.policy.policy import Policy
 
 ARCHITECTURE = "architecture.json"
@@ -87,8 +87,8 @@ def load_artifact(policy: Policy, folder: Path, *, mtp_optional: bool = False, h
 
 def check_architecture(about: Mapping[str, Any], architecture: Architecture, vocab_size: int, folder: Path, *, mtp_optional: bool = False) -> None:
     """Compare an artifact's `architecture.json` with a model. Raises `UserError` naming the fields in which they differ."""
-    own = {"vocab_size": vocab_size, **dataclasses.asdict(architecture)}
-    saved = {"vocab_size": about["vocab_size"], **about["architecture"]}
+    own = {"vocab_size": vocab_size, **dataclasses.asdict(architecture.canonical())}
+    saved = {"vocab_size": about["vocab_size"], **dataclasses.asdict(Architecture.from_dict(about["architecture"]).canonical())}
     ignored = _NOT_IN_WEIGHTS | ({"mtp_num_layers"} if mtp_optional else set())
     there, here = _flat(saved, ignored), _flat(own, ignored)
     differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]

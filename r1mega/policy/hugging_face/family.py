@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from r1mega.errors import ConfigError
 from r1mega.policy.architecture import Architecture
+from r1mega.policy.hugging_face.settings import Settings
 
 Rule = Literal["whole", "stacked", "qkv", "vocabulary"]
 
@@ -44,6 +45,7 @@ class Family:
     layer: Callable[[Architecture, int], Sequence[Row]]  # the rows of layer i; i >= num_layers: the block of a multi-token-prediction layer
     settings: Callable[[Architecture], dict[str, Any]]  # config.json's keys beside those that all families have
     refusals: Callable[[Architecture], Sequence[str]]  # what of an architecture the family cannot express, each a phrase with the field
+    read: Callable[[Settings], Architecture]  # config.json -> what it describes; what cannot be expressed is refused through `Settings`
     prediction: Sequence[Row] = ()  # what a multi-token-prediction layer has around its block; empty: the family has no such layers
 
 

@@ -1,0 +1,74 @@
+"""A released model's config.json: which family it is of, and its architecture. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega import plugins
+from r1mega.errors import ConfigError, DataError, nearest
+from r1mega.policy.architecture import Architecture
+from r1mega.policy.hugging_face.family import Family
+from r1mega.policy.hugging_face.settings import Settings
+
+FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a folder's config.json says."""
+
+    path: Path  # of config.json
+    family: Family
+    architecture: Architecture
+    vocab_size: int  # rows of the embedding; the tokenizer may have fewer tokens
+    settings: dict[str, Any]  # the file's content
+
+    @property
+    def dtype(self) -> str:
+        """The format of the weights as stated, such as bfloat16; "" where it is not."""
+        stated = self.settings.get("dtype") or self.settings.get("torch_dtype") or ""
+        return str(stated)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether a scalar head is in place of the vocabulary's."""
+        return any(str(name).endswith("ForSequenceClassification") for name in self.settings.get("architectures") or ())
+
+
+def registered_families() -> list[Family]:
+    """The families of all model plugins."""
+    registry = plugins.load().registry
+    found = {family.model_type: family for name in registry.names("models") for family in getattr(registry.get("models", name).factory, "hugging_face", ())}
+    return list(found.values())
+
+
+def read_published(path: Path, families: Sequence[Family] | None = None, ignore: Collection[str] = ()) -> Published:
+    """Read the config.json at `path`, or in the folder `path`; keys in `ignore` are taken to change nothing.
+
+    Raises `DataError` for a missing or damaged file, `ConfigError` for a model of another family or one that its family cannot express exactly.
+    """
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected the folder of a Hugging Face model")
+    try:
+        values: Any = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    by_type = {family.model_type: family for family in (registered_families() if families is None else families)}
+    kind = values.get("model_type")
+    if kind not in by_type:
+        raise ConfigError(f"{file}: model_type={kind!r} is of no known family.{nearest(str(kind), by_type)} Known: {', '.join(sorted(by_type))}; a model "
+                          "plugin adds a family")
+    settings = Settings(values, f"{file}: this model")
+    architecture = by_type[kind].read(settings)
+    vocab_size = settings.integer("vocab_size")
+    if settings.problems == []:
+        settings.problems += by_type[kind].refusals(architecture)
+    settings.check(ignore)
+    return Published(file, by_type[kind], architecture, vocab_size, values)
