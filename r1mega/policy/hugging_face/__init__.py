@@ -4,7 +4,7 @@
     rows.py        the table rows that families share
     mapping.py     table + architecture -> which rows of which of our tensors make which of theirs; both directions read it
     stored.py      our distributed checkpoints, read region by region
-    published.py   a folder of sharded safetensors: planned, written, read region by region
+    published.py   a folder of sharded safetensors: planned, written, read region by region (tensor_file.py: one file; block_scales.py: FP8)
     load.py        folder -> policy, each rank only its slices
     export.py      checkpoint -> folder, with its checks
     tokenizer.py   tokenizer files; chat_template.py the conversation format

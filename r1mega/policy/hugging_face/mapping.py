@@ -30,6 +30,16 @@ class Part:
     def rows(self) -> int:
         return sum(stop - start for start, stop in self.ranges)
 
+    def overlaps(self, start: int, stop: int) -> list[tuple[slice, slice]]:
+        """Where rows start ... stop - 1 of the unit are this part's: (rows of that region, rows of the part)."""
+        found, place = [], 0
+        for first, last in self.ranges:
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                found.append((slice(low - start, high - start), slice(place + low - first, place + high - first)))
+            place += last - first
+        return found
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from r1mega.errors import DataError
+from r1mega.policy.hugging_face.block_scales import FP8, SUFFIX, Block, Dequantiser, scales_of, stated_block
 from r1mega.policy.hugging_face.mapping import Part, Unit
+from r1mega.policy.hugging_face.tensor_file import FORMATS, TensorFile
 from r1mega.recipe import files
 
 INDEX = "model.safetensors.index.json"
@@ -63,62 +65,80 @@ def rows_of(whole: torch.Tensor, part: Part) -> torch.Tensor:
 
 
 class PublishedWeights:
-    """The tensors of a folder, open as long as this object lives; only what is asked for is read."""
+    """The tensors of a folder, open as long as this object lives; only what is asked for is read. Those in FP8 are float32 to whoever asks."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises `DataError` for a folder without weights, or a file that is missing or no safetensors file."""
+    def __init__(self, folder: Path, block: Block | None = None) -> None:
+        """`block`: the rows and columns of FP8 weights that have one scale; None: as config.json says.
+
+        Raises `DataError` for a folder without weights, a file that is missing or no safetensors file, weights in a format that is not known, or in FP8
+        without their scales; `ConfigError` for a quantisation that is not known.
+        """
         self.folder = folder
         self.files: Mapping[str, str] = _weight_map(folder)
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
         for file in sorted(set(self.files.values())):
             try:
-                self._open[file] = safe_open(folder / file, framework="pt")
+                self._open[file] = TensorFile(folder / file)
             except FileNotFoundError as error:
                 raise DataError(f"{folder / file} is missing: {INDEX} names it") from error
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"{folder / file}: not a whole safetensors file: {error}") from error
-        held = {file: set(reader.keys()) for file, reader in self._open.items()}
-        if absent := [name for name, file in self.files.items() if name not in held[file]]:
+        if absent := [name for name, file in self.files.items() if name not in self._open[file].tensors]:
             raise DataError(f"{folder / self.files[absent[0]]} does not hold {absent[0]}, which {INDEX} says is there")
-        self.names = {name for names in held.values() for name in names}
+        self._where = {name: file for file in self._open.values() for name in file.tensors} | {name: self._open[file] for name, file in self.files.items()}
+        about = {name: file.tensors[name] for name, file in self._where.items()}
+        if unknown := [name for name, stored in about.items() if stored.format not in FORMATS]:
+            raise DataError(f"{self._where[unknown[0]].path}: {unknown[0]} is {about[unknown[0]].format}; weights are read from {', '.join(FORMATS)}")
+        self._block = block or stated_block(folder)
+        self.names = about.keys() - scales_of(folder, about, self._block)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
+        return self._where[name].tensors[name].shape
 
     def region(self, unit: Unit, start: int = 0, stop: int | None = None, columns: slice = slice(None)) -> torch.Tensor:
         """Rows start ... stop - 1 of a unit (its `columns` where it is a matrix) from the parts that make them; rows of no part are 0."""
         stop = unit.shape[0] if stop is None else stop
-        found: torch.Tensor | None = None
-        for part in unit.parts:
-            for ours, theirs in _overlaps(part, start, stop):
-                tensor = self._slice(part.name)
-                piece: torch.Tensor = tensor[theirs] if len(unit.shape) == 1 else tensor[theirs, columns]
-                if found is None:
-                    found = piece.new_zeros((stop - start, *piece.shape[1:]))
-                found[ours] = piece
-        if found is None:  # all of it padding
-            width = torch.empty((0, *unit.shape[1:]))[:, columns].shape[1:] if len(unit.shape) > 1 else ()
-            found = torch.zeros((stop - start, *width))
+        width = [len(range(*columns.indices(extent))) for extent in unit.shape[1:]]
+        found = torch.empty((stop - start, *width), dtype=functools.reduce(torch.promote_types, [self._dtype(part.name) for part in unit.parts]))
+        self.fill(found, unit, start, columns)
         return found
+
+    def fill(self, target: torch.Tensor, unit: Unit, start: int = 0, columns: slice = slice(None)) -> None:
+        """The same into a tensor of any format, on any device, that has as many rows as are wanted; a few megabytes are held beside it."""
+        found = [(part.name, ours, theirs) for part in unit.parts for ours, theirs in part.overlaps(start, start + target.shape[0])]
+        if sum(ours.stop - ours.start for _, ours, _ in found) < target.shape[0]:
+            target.zero_()
+        for name, ours, theirs in found:
+            self._copy(target[ours], name, theirs, columns)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor."""
-        found: torch.Tensor = self._open[self.files[name]].get_tensor(name)
+        shape = self.shape(name)
+        found = torch.empty(shape, dtype=self._dtype(name))
+        self._copy(found, name, slice(0, shape[0]), slice(None))
         return found
 
-    def _slice(self, name: str) -> Any:
-        return self._open[self.files[name]].get_slice(name)
+    def _dtype(self, name: str) -> torch.dtype:
+        stored = self._where[name].tensors[name]
+        return torch.float32 if stored.format == FP8 else stored.dtype
 
+    def _copy(self, target: torch.Tensor, name: str, rows: slice, columns: slice) -> None:
+        """These rows of a tensor. Of some of the columns whole rows are read: that is faster than many small reads, and the ranks of a node read the same."""
+        file = self._where[name]
+        stored = file.tensors[name]
+        if target.dtype == stored.dtype and target.device.type == "cpu" and target.is_contiguous() and target.shape[1:] == stored.shape[1:]:
+            file.read(name, rows.start, target)
+            return
+        scaled = self._dequantiser(name, rows, columns) if stored.format == FP8 else None
+        for first, piece in file.pieces(name, rows.start, rows.stop):
+            wanted = piece if len(stored.shape) == 1 else piece[:, columns]
+            target[first - rows.start: first - rows.start + len(piece)].copy_(wanted if scaled is None else scaled(first, wanted))
 
-def _overlaps(part: Part, start: int, stop: int) -> list[tuple[slice, slice]]:
-    """Where the rows start ... stop - 1 of a unit come from a part: (rows of the region, rows of the part)."""
-    found, place = [], 0
-    for first, last in part.ranges:
-        low, high = max(first, start), min(last, stop)
-        if low < high:
-            found.append((slice(low - start, high - start), slice(place + low - first, place + high - first)))
-        place += last - first
-    return found
+    def _dequantiser(self, name: str, rows: slice, columns: slice) -> Dequantiser:
+        scale, first = name + SUFFIX, rows.start // self._block[0]
+        last = -(-rows.stop // self._block[0])
+        scales = torch.empty(last - first, self.shape(scale)[1])
+        self._where[scale].read(scale, first, scales)
+        start, stop, _ = columns.indices(self.shape(name)[1])
+        return Dequantiser(scales, self._block, rows.start, slice(start, stop))
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -129,8 +149,4 @@ def _weight_map(folder: Path) -> dict[str, str]:
             raise DataError(f"{index}: not an index of safetensors files: {error!r}") from error
     if not (folder / SINGLE).is_file():
         raise DataError(f"{folder} holds no weights: neither {INDEX} nor {SINGLE}")
-    try:
-        with safe_open(folder / SINGLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), SINGLE)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{folder / SINGLE}: not a whole safetensors file: {error}") from error
+    return dict.fromkeys(TensorFile(folder / SINGLE).tensors, SINGLE)

@@ -1,0 +1,84 @@
+"""One safetensors file, read with plain reads into memory of the reader's.
+
+The library maps files: the pages read count as the process's own memory until the mapping goes, and faulting them in costs more than copying them does.
+It still judges whether a file is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from r1mega.errors import DataError
+
+PIECE = 2**23  # bytes that are read at a time where they cannot go straight to their place
+FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    format: str  # as safetensors spells it
+    shape: tuple[int, ...]
+    start: int  # bytes, of the file
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return FORMATS[self.format]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return prod(self.shape[1:])
+
+
+class TensorFile:
+    """A safetensors file, open as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `DataError` for no whole safetensors file, `FileNotFoundError`."""
+        try:
+            with safe_open(path, framework="pt"):
+                self._descriptor = os.open(path, os.O_RDONLY)
+        except (SafetensorError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise DataError(f"{path}: not a whole safetensors file: {error}") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self.path = path
+        size = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        header = json.loads(os.pread(self._descriptor, size, 8))
+        header.pop("__metadata__", None)
+        self.tensors = {name: Stored(about["dtype"], tuple(about["shape"]), 8 + size + about["data_offsets"][0]) for name, about in header.items()}
+
+    def pieces(self, name: str, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows start ... stop - 1 of a tensor, some at a time, as (first row, rows); each piece is overwritten by the next."""
+        about = self.tensors[name]
+        rows = max(1, min(stop - start, PIECE // max(1, about.width * about.dtype.itemsize)))
+        buffer = torch.empty((rows, *about.shape[1:]), dtype=about.dtype)
+        for first in range(start, stop, rows):
+            piece = buffer[: min(rows, stop - first)]
+            self.read(name, first, piece)
+            yield first, piece
+
+    def read(self, name: str, start: int, into: torch.Tensor) -> None:
+        """Rows from `start` on, as many as `into` has: a contiguous tensor in the CPU's memory, of the stored format."""
+        about = self.tensors[name]
+        numbers: Any = into.reshape(-1).view(torch.uint8).numpy()
+        target = memoryview(numbers)
+        place = about.start + start * about.width * about.dtype.itemsize
+        while len(target):
+            count = os.preadv(self._descriptor, [target], place)
+            if not count:
+                raise DataError(f"{self.path}: the file has become shorter while {name} was read")
+            target, place = target[count:], place + count
