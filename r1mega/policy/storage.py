@@ -54,8 +54,10 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------------------- success or failure, together
 
 
-def on_every_rank(ranks: Ranks, what: str, folder: Path, action: Callable[[], T]) -> T:
-    """`action` on every rank. If it raises on any, all ranks raise the error of the lowest one. A collective; `action` must not be one."""
+def on_every_rank(ranks: Ranks, what: str, folder: Path | None, action: Callable[[], T]) -> T:
+    """`action` on every rank. If it raises on any, all ranks raise the error of the lowest one. A collective; `action` must not be one.
+
+    `folder` is where it writes, if it does."""
     value, error = _attempt(action)
     failures = [failure for failure in gather(ranks, _portable(error, folder)) if failure]
     if failures:
@@ -100,7 +102,7 @@ class _Portable:
     storage: tuple[int, str, str] | None  # errno, its words, the file
 
 
-def _portable(error: BaseException | None, folder: Path) -> _Portable | None:
+def _portable(error: BaseException | None, folder: Path | None) -> _Portable | None:
     if error is None:
         return None
     if isinstance(error, R1MegaError):
@@ -113,8 +115,8 @@ def _portable(error: BaseException | None, folder: Path) -> _Portable | None:
     if isinstance(cause, OSError):
         storage = (int(cause.errno or 0), str(cause.strerror), str(cause.filename or folder))
         return _Portable(R1MegaError, f"{storage[1]}: {storage[2]}", storage)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if shutil.disk_usage(there).free < _NEARLY_FULL:  # some writers hide why they failed
+    there = folder and next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if there and shutil.disk_usage(there).free < _NEARLY_FULL:  # some writers hide why they failed
         storage = (errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         return _Portable(R1MegaError, f"{storage[1]}: {storage[2]}", storage)
     return _Portable(R1MegaError, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}", None)
