@@ -7,7 +7,10 @@ its `name` chooses the plugin, the rest is checked against that plugin's own dat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from r1mega.errors import ConfigError
 
 Plugin = dict[str, Any]  # {"name": <plugin>, **settings}; after checking, `compose` replaces it by PluginChoice
 
@@ -18,6 +21,11 @@ class PluginChoice:
 
     name: str
     config: Any = None
+
+    @property
+    def is_unset(self) -> bool:
+        """Whether a path that the plugin cannot do without is still empty."""
+        return any(not getattr(self.config, name) for name in getattr(self.config, "required_paths", ()))
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,31 @@ class MismatchConfig:
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """How a question becomes the text the model continues, and what a whole answer to it looks like (the text that SFT trains on)."""
+    """How a question becomes the text the model continues, and what a whole answer to it looks like (the text that SFT trains on).
+
+    With `path`, `prompt`, `turn` and `system` are those of a released model's chat template (`data.released_template`), read when the config is made.
+    """
 
     prompt: str = "{question}"  # {question} is replaced
     response: str = "<think>{reasoning}</think><answer>{response}</answer>"  # {reasoning} and {response} are replaced
     turn: str = ""  # an earlier turn of a conversation, {question} and {response} replaced; empty: the prompt, then the response and an empty line
+    system: str = ""  # how a conversation with a system message begins, {system} replaced; empty: as one without, then the message and an empty line
+    path: str = ""  # a folder with a released model's chat template (chat_template.jinja or tokenizer_config.json), or that file
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            return
+        from r1mega.data.released_template import conversation_of, read_source
+
+        source = read_source(Path(self.path).expanduser())
+        found = conversation_of(source, keep_opening="<think>" not in self.response)
+        for name, default in (("prompt", "{question}"), ("turn", ""), ("system", "")):
+            given, stated = getattr(self, name), getattr(found, name)
+            if given not in ("", default, stated):
+                raise ConfigError(f"template.{name}: {given!r} is not what the chat template in {source.file} says, {stated!r}; "
+                                  "leave template.path or template." + name + " out")
+            object.__setattr__(self, name, stated)
+        object.__setattr__(self, "path", str(source.file))  # the one file that a result depends on, not all of its folder
 
 
 @dataclass(frozen=True)

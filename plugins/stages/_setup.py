@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1mega import plugins
 from r1mega.config import CheckpointConfig, PluginChoice, StageCommon
+from r1mega.data.chat import check_end
 from r1mega.errors import ConfigError
 from r1mega.observe.progress import StageProgress
 from r1mega.recipe import files
@@ -59,8 +60,9 @@ def make_task(config: StageCommon) -> Task:
 
 
 def load_tokenizer(config: StageCommon, checkpoint: Path) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint artifact."""
+    """The tokenizer that belongs to a checkpoint artifact. Raises `ConfigError` for a released template that ends answers with another token."""
     tokenizer: Tokenizer = make("tokenizers", config.tokenizer, folder=checkpoint / "tokenizer")
+    check_end(config.template, tokenizer)
     return tokenizer
 
 
@@ -123,7 +125,8 @@ def encode_split(task: Task, split: str, config: StageCommon, tokenizer: Tokeniz
 def encode_prompts(prompts: Sequence[Prompt], split: str, config: StageCommon, tokenizer: Tokenizer, max_tokens: int) -> list[EncodedPrompt]:
     """Prompts in the template, without those that leave no room for a completion. Raises `ConfigError` when not one of them does."""
     room = make("models", config.model).max_position_embeddings - max_tokens
-    kept, dropped = drop_too_long([encode_prompt(prompt, config.template.prompt, tokenizer, config.template.turn) for prompt in prompts], room)
+    template = config.template
+    kept, dropped = drop_too_long([encode_prompt(prompt, template.prompt, tokenizer, template.turn, template.system) for prompt in prompts], room)
     if not kept:
         raise ConfigError(f"no {split} prompt leaves room for rollout.max_tokens={max_tokens} within the model's max_position_embeddings="
                           f"{room + max_tokens} ({dropped} prompts of the task are longer than {room} tokens); lower rollout.max_tokens, or choose another "

@@ -133,7 +133,7 @@ class RewardModelStage:
         everything = [pair for part in ranks.gather_replicas(list(zip(values, signs, strict=True))) for pair in part]
         scores, verdicts = (np.array(column) for column in zip(*everything, strict=True))
         right = scores[::2] > scores[1::2] if config.kind == "helpful" else (scores > 0) == (verdicts > 0)
-        card = RewardCard(config.kind, config.template.prompt, config.template.turn, float(scores.mean()), float(scores.std()))
+        card = RewardCard(config.kind, config.template.prompt, config.template.turn, float(scores.mean()), float(scores.std()), config.template.system)
         gap = float(scores[verdicts > 0].mean() - scores[verdicts < 0].mean()) if (verdicts > 0).any() and (verdicts < 0).any() else None
         return {"held_out_accuracy": float(right.mean()), "held_out_gap": gap, "held_out": len(judged.held_out)}, card
 

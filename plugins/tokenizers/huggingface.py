@@ -17,6 +17,8 @@ FILE = "tokenizer.json"
 # Where releases state the end-of-sequence token: its text in the first two, its id in the others. The first that states one decides.
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 
+TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where releases have it beside tokenizer_config.json
+
 
 @dataclass(frozen=True)
 class HuggingFaceConfig:
@@ -85,9 +87,9 @@ class HuggingFace:
         return str(self._tokenizer.decode([int(token) for token in tokens if token != self.eos_id], skip_special_tokens=False))
 
     def save(self, folder: Path) -> None:
-        """Copy tokenizer.json and the files that state its end-of-sequence token, each atomically, as they are."""
+        """Copy tokenizer.json and the files that state its end-of-sequence token and its chat template, each atomically, as they are."""
         files.make_folder(folder)
-        for name in (*COMPANIONS, FILE):  # tokenizer.json last: a folder that has it is complete
+        for name in (*COMPANIONS, *TEMPLATES, FILE):  # tokenizer.json last: a folder that has it is complete
             source = self.folder / name
             if source.is_file() and source.resolve() != (folder / name).resolve():
                 files.write_bytes(folder / name, source.read_bytes())

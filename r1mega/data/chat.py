@@ -22,13 +22,28 @@ _PLACES = re.compile(r"\{(reasoning|response)\}")
 
 
 def check_template(template: TemplateConfig) -> None:
-    """Raise `ConfigError` for a template whose prompt does not ask the question, or whose response leaves out the answer or says a part twice."""
-    if "{question}" not in template.prompt:
+    """Raise `ConfigError` for a template whose prompt does not ask the question, or whose response leaves out the answer or says a part twice.
+
+    An empty prompt is that of a released template whose path has not been given yet (`recipe.required`)."""
+    if template.prompt and "{question}" not in template.prompt:
         raise ConfigError("template.prompt must contain {question}")
     places = _PLACES.findall(template.response)
     if places.count("response") != 1 or places.count("reasoning") > 1:
         raise ConfigError("template.response must contain {response} once and {reasoning} at most once (without it the reasoning is left out), "
                           f"got {template.response!r}")
+
+
+def check_end(template: TemplateConfig, tokenizer: Tokenizer) -> None:
+    """Raise `ConfigError` where a released template ends an answer otherwise than with the tokenizer's end-of-sequence token, which training puts there."""
+    if not template.path:
+        return
+    tail = template.turn.partition("{response}")[2]
+    first = tokenizer.encode(tail)[:1]
+    if first != [tokenizer.eos_id]:
+        found = tokenizer.decode(first)
+        remedy = f"set tokenizer.eos_token='{found}'" if found else "such a template needs strings of your own"
+        raise ConfigError(f"template.path: {template.path} puts {tail!r} after an answer, which does not begin with the tokenizer's end-of-sequence token "
+                          f"(id {tokenizer.eos_id}): the model would be trained to stop otherwise than its template says; {remedy}")
 
 
 def render_response(template: str, reasoning: str, response: str) -> str:
@@ -77,7 +92,7 @@ def encode_sample(record: SampleRecord, template: TemplateConfig, tokenizer: Tok
     if not record.response.strip():
         raise ValueError("field 'response' is empty: there is nothing to learn")
     asked = Prompt(record.id, record.prompt, metadata=record.metadata)
-    prompt = encode_prompt(asked, template.prompt, tokenizer, template.turn).tokens
+    prompt = encode_prompt(asked, template.prompt, tokenizer, template.turn, template.system).tokens
     response = tokenizer.encode(render_response(template.response, record.reasoning, record.response))
     if tokenizer.eos_id in response:
         raise ValueError("the text of 'reasoning' or 'response' spells the tokenizer's end-of-sequence token; remove it")

@@ -45,7 +45,7 @@ def judged_text(response: str, scope: Scope) -> str:
 def judged_tokens(prompt: Prompt, response: str, scope: Scope, template: TemplateConfig, tokenizer: Tokenizer) -> np.ndarray:
     """The prompt in the template, the judged part, end of sequence: int64 [L]. The score is the scalar head's value at the last one."""
     text = tokenizer.encode(judged_text(response, scope))
-    return np.array((*encode_prompt(prompt, template.prompt, tokenizer, template.turn).tokens, *text, tokenizer.eos_id), np.int64)
+    return np.array((*encode_prompt(prompt, template.prompt, tokenizer, template.turn, template.system).tokens, *text, tokenizer.eos_id), np.int64)
 
 
 class Judgements:

@@ -14,7 +14,8 @@ def unset_paths(graph: Graph, host: Host, chosen: Collection[str]) -> dict[str, 
     """Node -> its keys that must be given and are empty, in the graph's order; of the `chosen` nodes alone.
 
     Must be given: what the config dataclass of the stage, or of a plugin in it, names in `required_paths` (a `ClassVar`), but for the tokenizer's
-    where a checkpoint brings it; and one of the settings that a stage's `output_paths` names for an output that another stage reads, written `a or b`.
+    where a checkpoint, or the stage itself (`brings_tokenizer`), brings it; and one of the settings that a stage's `output_paths` names for an output
+    that another stage reads, written `a or b`.
     """
     read = {reference for node in graph.nodes.values() for reference in node.inputs.values()}
     found = {}
@@ -25,13 +26,16 @@ def unset_paths(graph: Graph, host: Host, chosen: Collection[str]) -> dict[str, 
 
 
 def _empty_paths(node: GraphNode, host: Host) -> list[str]:
-    brings_tokenizer = "Checkpoint" in {node.input_types[name].removesuffix("?") for name in node.inputs}
+    brings_tokenizer = "Checkpoint" in {node.input_types[name].removesuffix("?") for name in node.inputs} \
+        or getattr(host.registry.get("stages", node.stage).factory, "brings_tokenizer", False)
     groups = {"": ("stages", {**node.tree, "name": node.stage})}
     groups |= {f"{group}.": (kind, node.tree[group]) for group, kind in PLUGIN_FIELDS.items() if node.tree.get(group)}
     found = []
     for prefix, (kind, settings) in groups.items():
         config = host.registry.get(kind, settings["name"]).config
         found += [prefix + name for name in getattr(config, "required_paths", ()) if not settings[name]]
+    if node.tree.get("template", {}).get("prompt") == "":  # a released one, not yet named
+        found.append("template.path")
     return [key for key in found if not (brings_tokenizer and key.startswith("tokenizer."))]
 
 

@@ -36,6 +36,7 @@ class RewardCard:
     turn: str  # and that of earlier turns
     mean: float  # of its values over the held-out responses
     std: float
+    system: str = ""  # and that of a system message
 
     def save(self, folder: Path) -> None:
         """Complete a sealed artifact that is being written (`export_artifact`'s `complete`): the card, and its part in the content digest."""
@@ -65,7 +66,7 @@ class RewardModelScorer:
 
         self.card = RewardCard.load(folder)
         self._policy, self._tokenizer, self._bin = policy, tokenizer, micro_batch_tokens
-        self._template = TemplateConfig(prompt=self.card.prompt, turn=self.card.turn)
+        self._template = TemplateConfig(prompt=self.card.prompt, turn=self.card.turn, system=self.card.system)
         self._sets = WeightSets(policy)  # of its own: a checkpoint of the policy need not hold what the artifact holds
         self._sets.load_artifact(self.card.kind, folder)
 

@@ -14,19 +14,20 @@ from r1mega.types import EncodedPrompt, Prompt
 _PLACES = re.compile(r"\{(question|response)\}")
 
 
-def encode_prompt(prompt: Prompt, template: str, tokenizer: Tokenizer, turn: str = "") -> EncodedPrompt:
+def encode_prompt(prompt: Prompt, template: str, tokenizer: Tokenizer, turn: str = "", system: str = "") -> EncodedPrompt:
     """The prompt's question in the template (`{question}` replaced) after the conversation's earlier turns, tokenized."""
-    text = render_prompt(prompt, template, turn)
+    text = render_prompt(prompt, template, turn, system)
     return EncodedPrompt(prompt, text, tuple(tokenizer.encode(text)))
 
 
-def render_prompt(prompt: Prompt, template: str, turn: str = "") -> str:
+def render_prompt(prompt: Prompt, template: str, turn: str = "", system: str = "") -> str:
     """The text that the model continues.
 
     `prompt.metadata["messages"]`, if it is there, holds what was said before the question: an optional system message, then user and assistant in
     turn, as {"role", "content"}. Each exchange is written as `turn` (see `TemplateConfig`), without the assistant's text up to `</think>`, as the
     chat template of the released models does. The exchanges stand where the last one begins: an introduction or a first token that the template
-    has before what `turn` begins with comes once, in front. Raises `DataError` for messages in another order.
+    has before what `turn` begins with comes once, in front; a system message stands after it as a paragraph, or in its place as `system` says.
+    Raises `DataError` for messages in another order.
     """
     messages = list(prompt.metadata.get("messages") or ())
     question = template.replace("{question}", prompt.question)
@@ -36,18 +37,22 @@ def render_prompt(prompt: Prompt, template: str, turn: str = "") -> str:
     head = turn.partition("{question}")[0]
     before = template.partition("{question}")[0]
     place = len(before) - len(head) if before.endswith(head) else 0
-    return question[:place] + _earlier(prompt, messages, turn) + question[place:]
+    told = messages[0]["role"] == "system"
+    exchanges = _exchanges(prompt, messages[1:] if told else messages, turn)
+    if not told:
+        return question[:place] + exchanges + question[place:]
+    text = messages[0]["content"]
+    opening = system.replace("{system}", text) if system else f"{question[:place]}{text}\n\n"
+    return opening + exchanges + question[place:]
 
 
-def _earlier(prompt: Prompt, messages: Sequence[Mapping[str, str]], turn: str) -> str:
-    system = messages[0]["content"] + "\n\n" if messages[0]["role"] == "system" else ""
-    turns = messages[1:] if system else messages
+def _exchanges(prompt: Prompt, turns: Sequence[Mapping[str, str]], turn: str) -> str:
     if [message["role"] for message in turns] != ["user", "assistant"] * (len(turns) // 2):
         raise DataError(f"prompt '{prompt.id}': metadata['messages'] must be user and assistant in turn, after at most one system message, and end "
-                        f"with the assistant; got {', '.join(message['role'] for message in messages)}")
+                        f"with the assistant; got {', '.join(message['role'] for message in prompt.metadata['messages'])}")
     told = [message["content"] if message["role"] == "user" else message["content"].rpartition("</think>")[2].strip() for message in turns]
     parts = [{"question": said, "response": reply} for said, reply in zip(told[::2], told[1::2], strict=True)]
-    return system + "".join(_PLACES.sub(lambda place, part=part: part[place[1]], turn) for part in parts)  # type: ignore[misc]
+    return "".join(_PLACES.sub(lambda place, part=part: part[place[1]], turn) for part in parts)  # type: ignore[misc]
 
 
 def stream_indices(problems: int, start: int, count: int, seed: int) -> list[int]:

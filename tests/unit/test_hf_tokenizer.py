@@ -60,8 +60,10 @@ def test_what_cannot_be_exact_is_shipped_as_it_is_and_told(tmp_path: Path) -> No
 
 
 def templates() -> Mapping[str, TemplateConfig]:
-    found = {path.stem: TemplateConfig(**yaml.safe_load(path.read_text())) for path in sorted((ROOT / "conf" / "template").glob("*.yaml"))}
-    return found | {"odd": TemplateConfig(prompt='S: {{x}} "q" \\ {% raw %} {question} and {question}?\n', turn="U {question}|{response} {question}\n")}
+    found = {path.stem: TemplateConfig(**yaml.safe_load(path.read_text())) for path in sorted((ROOT / "conf" / "template").glob("*.yaml"))
+             if path.stem != "released"}
+    return found | {"odd": TemplateConfig(prompt='S: {{x}} "q" \\ {% raw %} {question} and {question}?\n', turn="U {question}|{response} {question}\n"),
+                    "system": TemplateConfig(prompt="<B>You help.<U>{question}<A>", turn="<U>{question}<A>{response}<E>", system='<B>{system}"<S>')}
 
 
 @pytest.mark.parametrize("name", templates())
@@ -74,7 +76,8 @@ def test_the_chat_template_renders_conversations_as_the_recipe_does(name: str) -
     for earlier in ([], turns[:2], turns, [system], [system, *turns]):
         asked = {"role": "user", "content": "7*8 {question}"}
         (theirs,), _ = transformers.utils.chat_template_utils.render_jinja_template([[*earlier, asked]], chat_template=jinja, add_generation_prompt=True)
-        assert theirs == render_prompt(Prompt("0", asked["content"], metadata={"messages": earlier}), template.prompt, template.turn)
+        assert theirs == render_prompt(Prompt("0", asked["content"], metadata={"messages": earlier}), template.prompt, template.turn,
+                                       template.system)
     (whole,), _ = transformers.utils.chat_template_utils.render_jinja_template([turns[:2]], chat_template=jinja)
     assert "hm" not in whole
     assert "二" in whole

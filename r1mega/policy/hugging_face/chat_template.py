@@ -7,7 +7,7 @@ import re
 
 from r1mega.config import TemplateConfig
 
-_PLACES = re.compile(r"(\{question\}|\{response\})")
+_PLACES = re.compile(r"(\{question\}|\{response\}|\{system\})")
 _ORDER = "messages must be user and assistant in turn, after at most one system message"
 
 
@@ -26,8 +26,7 @@ def chat_template(template: TemplateConfig) -> str:
     return "".join((
         "{%- set system = messages and messages[0]['role'] == 'system' -%}",
         "{%- set turns = messages[1:] if system else messages -%}",
-        _literal(prompt[:place]),
-        "{%- if system -%}{{- messages[0]['content'] + \"\\n\\n\" -}}{%- endif -%}",
+        *_opening(prompt[:place], template.system),
         "{%- for message in turns -%}",
         "{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}",
         "{{- raise_exception(", _quoted(_ORDER), ") -}}{%- endif -%}",
@@ -36,6 +35,14 @@ def chat_template(template: TemplateConfig) -> str:
         "{%- if add_generation_prompt -%}", _literal(opening_of_answer), "{%- endif -%}",
         "{%- endif -%}",
         "{%- endfor -%}"))
+
+
+def _opening(introduction: str, system: str) -> tuple[str, ...]:
+    """What stands before the first exchange, with a system message and without."""
+    told = "messages[0]['content']"
+    if not system:
+        return _literal(introduction), f"{{%- if system -%}}{{{{- {told} + \"\\n\\n\" -}}}}{{%- endif -%}}"
+    return "{%- if system -%}", _filled(system, {"{system}": told}), "{%- else -%}", _literal(introduction), "{%- endif -%}"
 
 
 def _filled(text: str, values: dict[str, str]) -> str:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1mega.config import TemplateConfig
+from r1mega.data.released_template import CONFIG, JINJA, LEGACY, Conversation, conversation_of, read_source
+from r1mega.errors import UserError
 from r1mega.policy.hugging_face.chat_template import chat_template
 from r1mega.recipe import files
 
 if TYPE_CHECKING:
     from r1mega.hookspecs import Tokenizer
 
-JSON, CONFIG, MAP, MODEL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model"
+JSON, MAP, MODEL = "tokenizer.json", "special_tokens_map.json", "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's inner name for a space
 _SAMPLES = 300  # random texts on which a converted tokenizer must agree with its original
 
@@ -25,8 +27,8 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
 
     A Hugging Face tokenizer's files are copied. A SentencePiece model is converted if that is exact, as far as random texts in its own pieces, in
     characters it does not know, and in Chinese tell; the model itself is there in any case. Only the text of U+2581 (with bytes for unknown characters)
-    and that of the end-of-sequence token encode differently: the latter is the token itself, as chat templates need it. The chat template and the
-    end-of-sequence token are the recipe's.
+    and that of the end-of-sequence token encode differently: the latter is the token itself, as chat templates need it. The end-of-sequence
+    token is the recipe's, and so is the chat template: the source's own file where the recipe's template was read from it, else one made of its strings.
     """
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     problem = ""
@@ -48,10 +50,37 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
         for path in sorted(source.iterdir()):
             files.write_bytes(folder / path.name, path.read_bytes())
         return f"its own files only: neither {JSON} nor {MODEL} is among them"
-    config["chat_template"] = chat_template(template)  # here for older readers, in a file for newer ones
-    files.write_text(folder / "chat_template.jinja", config["chat_template"])
-    files.write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    _write_chat_template(Path(template.path).parent if template.path else source, template, config, folder)
     return ""
+
+
+def _write_chat_template(origin: Path, template: TemplateConfig, config: dict[str, Any], folder: Path) -> None:
+    """tokenizer_config.json, with the chat template of the folder `origin` as it is where it says what the recipe's template says, else with the recipe's."""
+    stated = files.read_json(origin / CONFIG).get("chat_template") if (origin / CONFIG).is_file() else None
+    own = [name for name in (JINJA, LEGACY) if (origin / name).is_file()]
+    for name in own:
+        files.write_bytes(folder / name, (origin / name).read_bytes())
+    _write_config(config, stated, folder)
+    if not _says(folder, template):
+        for name in own:
+            (folder / name).unlink()
+        made = chat_template(template)
+        files.write_text(folder / JINJA, made)
+        _write_config(config, made, folder)  # here for older readers, in a file for newer ones
+
+
+def _write_config(config: dict[str, Any], stated: Any, folder: Path) -> None:
+    content = {key: value for key, value in config.items() if key != "chat_template"} | ({"chat_template": stated} if stated else {})
+    files.write_text(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _says(folder: Path, template: TemplateConfig) -> bool:
+    """Whether the folder's chat template, with the special tokens beside it, is the recipe's template."""
+    try:
+        found = conversation_of(read_source(folder), keep_opening="<think>" not in template.response)
+    except UserError:  # there is none, or strings cannot express it
+        return False
+    return found == Conversation(template.prompt, template.turn, template.system)
 
 
 def _convert(path: Path, tokenizer: Tokenizer) -> tuple[Any, str]:
