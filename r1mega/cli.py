@@ -85,6 +85,48 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
+def convert(argv: Sequence[str]) -> int:
+    """Convert a checkpoint to a Hugging Face folder (hf) or back (megatron); every bit is compared, with --check the logits too."""
+    parser = _parser("convert", convert)
+    parser.add_argument("target", choices=("hf", "megatron"), help="what to make")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="hf: a stage's artifacts/checkpoint; megatron: a Hugging Face folder")
+    parser.add_argument("folder", type=Path, metavar="TARGET", help="the folder to make")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the stage that converts, such as "
+                        "parallel.tensor_model_parallel_size=8, precision=fp32, stages.model.dtype=bf16, stages.model.shard_gigabytes=2")
+    parser.add_argument("--check", action="store_true", help="compare what transformers and r1mega compute with it, on random tokens in fp32")
+    options = parser.parse_intermixed_args(argv)
+    from r1mega import plugins
+    from r1mega.recipe import single
+
+    made = single.convert(plugins.load(), options.target, options.source, options.folder, options.overrides, logits=options.check)
+    difference = made["logits_difference"]
+    told = "logits not compared" if difference is None else f"logits within {difference:.1e} nats of transformers'"
+    print(f"{options.folder}: {made['tensors']} tensors, {made['parameters']:,} parameters, every bit compared, {told}")
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Measure a checkpoint, ours or a Hugging Face folder: benchmark=NAME task.path=FILE, or task=NAME, and any settings of the stage evaluate."""
+    parser = _parser("eval", evaluate)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's artifacts/checkpoint, or a Hugging Face folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="benchmark=NAME, task.path=FILE, evaluation.samples=N, output_dir=FOLDER, ...")
+    parser.add_argument("--json", action="store_true", help="print the measures as one JSON object on the last line")
+    options = parser.parse_intermixed_args(argv)
+    from r1mega import plugins
+    from r1mega.recipe import single
+
+    folder = single.evaluate(plugins.load(), options.checkpoint, options.overrides)
+    if options.json:
+        print(json.dumps(json.loads((folder / "summary.json").read_text())["stages"]["score"]["metrics"], ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    from r1mega.observe import summary
+
+    summary.show(folder, Console())
+    return 0
+
+
 def plugins(argv: Sequence[str]) -> int:
     """List every registered plugin: kind, name, owner, version and what it is."""
     parser = _parser("plugins", plugins)
@@ -120,7 +162,8 @@ def doctor(argv: Sequence[str]) -> int:
     return checks.main(options.json)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "status": status, "report": report, "plugins": plugins, "doctor": doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run, "status": status, "report": report, "convert": convert, "eval": evaluate, "plugins": plugins, "doctor": doctor}
 
 
 def _usage() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,22 @@ class _Composer:
             if node not in content.stages:
                 raise ConfigError(f"override '{written[0][1]}': recipe '{self.line.recipe}' has no stage '{node}'."
                                   f"{nearest(node, content.stages)} Stages: {', '.join(content.stages)}")
-        return content
+        return replace(content, stages={node: self._other_kind(node, file) for node, file in content.stages.items()})
+
+    def _other_kind(self, name: str, file: NodeFile) -> NodeFile:
+        """The node with the stage plugin that the user chose with `stages.<name>.stage=KIND`: the recipe's settings were for its own, and go with it."""
+        chosen = [(rest, written) for rest, written in self.line.stages.get(name, []) if rest.partition("=")[0] == "stage"]
+        if not chosen:
+            return file
+        self.line.stages[name] = [entry for entry in self.line.stages[name] if entry not in chosen]
+        rest, written = chosen[-1]
+        kind = parse(rest).value()
+        try:
+            plugin = self.registry.get("stages", str(kind))
+        except UserError as error:
+            raise ConfigError(f"override '{written}': {error}") from error
+        takes = getattr(plugin.factory, "inputs", {})
+        return NodeFile(str(kind), {name: of for name, of in file.inputs.items() if name in takes})
 
     def _root_overrides(self) -> list[Override]:
         found = [read(text, Source.RECIPE_ROOT, f"{self.file}: override '{text}'", self.hydra) for text in self.content.overrides]
@@ -255,10 +270,10 @@ def absolute_paths(tree: Any, key: str = "") -> Any:
 
 
 def check_layout(config: Any, where: str, registry: Registry) -> int | None:
-    """The world size of a stage that has a model; None for one that has none. Raises `ConfigError` for an impossible layout."""
+    """The world size of a stage that has a model; None for one that has none, or none yet. Raises `ConfigError` for an impossible layout."""
     parts = [getattr(config, part, None) for part in ("model", "parallel", "precision", "cluster")]
     model, parallel, precision, cluster = parts
-    if not isinstance(model, PluginChoice) or not isinstance(parallel, ParallelConfig):
+    if not isinstance(model, PluginChoice) or not isinstance(parallel, ParallelConfig) or model.is_unset:
         return None
     from r1mega.policy import layout
 

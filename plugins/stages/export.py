@@ -90,6 +90,7 @@ class ExportStage:
         import torch
 
         from r1mega.policy import artifact, storage
+        from r1mega.policy.hugging_face.config_json import registered_families
         from r1mega.policy.hugging_face.export import Export
         from r1mega.policy.hugging_face.family import choose_family
 
@@ -102,7 +103,7 @@ class ExportStage:
         artifact.check_architecture(about, architecture, vocab_size, source, mtp_optional=True)
         architecture = dataclasses.replace(architecture, mtp_num_layers=about["architecture"]["mtp_num_layers"])
         factory = plugins.load().registry.get("models", config.model.name).factory
-        family = choose_family(getattr(factory, "hugging_face", ()), architecture)
+        family = choose_family(getattr(factory, "hugging_face", ()) or registered_families(), architecture)
         dtype = {"stored": None, "fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
         return Export(source, family, architecture, vocab_size, eos_id, dtype, int(config.shard_gigabytes * 1e9))
 

@@ -30,12 +30,13 @@ CONTENT = "content.sha256"
 _NOT_IN_WEIGHTS = {"max_position_embeddings", "init_method_std"}
 
 
-def export_artifact(policy: Policy, folder: Path, *, complete: Callable[[Path], None] = lambda _: None,
+def export_artifact(policy: Policy, folder: Path, *, complete: Callable[[Path], None] = lambda _: None, check: Callable[[Path], None] = lambda _: None,
                     before_rename: Callable[[], None] = lambda: None) -> str:
     """Write the current weights to `folder`, replacing it in one step, and return their content digest. A collective.
 
     `complete` adds what else belongs to the artifact, on rank 0, while the folder still has a temporary name: it is there with everything or not
-    at all. The digest returned covers the sorted names, types, shapes and bytes of the whole tensors. The ranks share the work: each reads whole tensors, one
+    at all. `check` is a collective of the caller's over the written weights, before anything gets its name. The digest returned covers the sorted names,
+    types, shapes and bytes of the whole tensors. The ranks share the work: each reads whole tensors, one
     at a time, from the files just written. Errors as of `checkpoint.save`.
     """
     if policy.foreign_weights is not None:
@@ -47,6 +48,7 @@ def export_artifact(policy: Policy, folder: Path, *, complete: Callable[[Path], 
         write = storage.Write(ranks, temporary, model_state(policy), validate=False, background=False)
         write.finish({ARCHITECTURE: json.dumps(about, indent=2) + "\n"})
         digest = content_digest(policy, temporary)
+        check(temporary)
 
         def publish() -> None:
             files.write_text(temporary / CONTENT, digest + "\n")

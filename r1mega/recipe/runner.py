@@ -98,7 +98,7 @@ def world_size(node: Node, host: Host) -> int:
     parallel, model = getattr(node.config, "parallel", None), getattr(node.config, "model", None)
     if parallel is None:
         return 1
-    if isinstance(model, PluginChoice):
+    if isinstance(model, PluginChoice) and not model.is_unset:
         architecture = host.registry.get("models", model.name).factory(model.config)
         return layout.check_layout(architecture, parallel, node.config.precision, node.config.cluster)
     count = layout.world_size(parallel)

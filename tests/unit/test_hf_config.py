@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hf_models as export_cases
 import pytest
-import test_hf_export as export_cases
 from r1mega_plugins.models.released import ReleasedConfig, released
 
 from r1mega.errors import ConfigError, DataError
