@@ -119,6 +119,7 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
     def make(*args: Any, **kwargs: Any) -> Any:
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)  # there is no other memory to copy to, and without a GPU torch refuses
         return factory(*args, **kwargs)
 
     return make
