@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from launched import run_ranks
 
 pytestmark = pytest.mark.timeout(600)  # the whole file takes about 90 s on two free cores
 SCRIPT = Path(__file__).with_name("ranks_layouts.py")
@@ -76,35 +73,9 @@ def _launched(world: int) -> dict[str, list[Any]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "settings.json"
         settings.write_text(json.dumps({"out": folder, "adam_steps": 20, "layouts": layouts}))
-        _run_ranks(world, [sys.executable, str(SCRIPT), str(settings)], settings.parent)
+        run_ranks(world, [sys.executable, str(SCRIPT), str(settings)], settings.parent)
         return {name: [torch.load(settings.with_name(f"layout{number}-rank{rank}.pt"), weights_only=False) for rank in range(world)]
                 for number, name in enumerate(names)}
-
-
-def _run_ranks(world: int, command: list[str], out: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    logs = [(out / f"rank{rank}.log").open("w+") for rank in range(world)]
-    ranks = [subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log, stderr=subprocess.STDOUT)
-             for rank, log in enumerate(logs)]
-    try:
-        deadline = time.monotonic() + 420
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        codes = [rank.poll() for rank in ranks]
-        for process in ranks:
-            process.kill()
-            process.wait()
-    for rank, (code, log) in enumerate(zip(codes, logs, strict=True)):
-        log.seek(0)
-        text = log.read()
-        log.close()
-        done = len(list(out.glob(f"layout*-rank{rank}.pt")))
-        assert code in (0, None), f"{world} processes: rank {rank} ended with exit code {code} after {done} layouts:\n{text[-3000:]}"
-    assert codes == [0] * world, f"{world} processes: ranks {[rank for rank, code in enumerate(codes) if code is None]} did not end in time"
 
 
 @functools.cache
