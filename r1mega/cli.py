@@ -152,6 +152,23 @@ def plugins(argv: Sequence[str]) -> int:
     return 0
 
 
+def chat(argv: Sequence[str]) -> int:
+    """Talk to a checkpoint of a run or a Hugging Face model; answers are shown as they are made."""
+    parser = _parser("chat", chat)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="artifacts/checkpoint of a stage, or the folder of a Hugging Face model")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="template=NAME, template.path=FOLDER, tokenizer.eos_token=TEXT, precision=NAME")
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this one question, print the answer alone to standard output, and end")
+    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="most tokens of an answer (4096)")
+    parser.add_argument("--temperature", type=float, default=0.6, metavar="X", help="0 is greedy (0.6)")
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="X", help="share of the probability to draw from (0.95)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same answers every time")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text (may be repeated)")
+    options = parser.parse_intermixed_args(argv)
+    from r1mega import talk
+
+    return talk.main(options)
+
+
 def doctor(argv: Sequence[str]) -> int:
     """Check this machine: versions, devices, the features they switch on, and combinations known to be bad."""
     parser = _parser("doctor", doctor)
@@ -163,7 +180,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "status": status, "report": report, "convert": convert, "eval": evaluate, "plugins": plugins, "doctor": doctor}
+    "run": run, "status": status, "report": report, "convert": convert, "eval": evaluate, "chat": chat, "plugins": plugins, "doctor": doctor}
 
 
 def _usage() -> str:

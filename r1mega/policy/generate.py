@@ -92,8 +92,11 @@ class Engine:
         self._together = expert_parallel_group()
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[GenerationRequest], decode: Decode, on_finish: Callable[[Completion], None]) -> None:
+    def generate(self, requests: Sequence[GenerationRequest], decode: Decode, on_finish: Callable[[Completion], None],
+                 on_token: Callable[[str, int], None] | None = None) -> None:
         """Make every request's completion; see `hookspecs.Generator` for who calls it with what. A collective.
+
+        `on_token` is called with a request's id and each of its tokens as soon as it is drawn, the last one before `on_finish`.
 
         Context-parallel ranks share the requests out; what the others made is handed on at the end.
         """
@@ -108,7 +111,7 @@ class Engine:
         for chunk in policy.chunks:
             chunk.eval()
         self._waiting = deque(requests)
-        self._decode_text, self._on_finish = decode, finish
+        self._decode_text, self._on_finish, self._on_token = decode, finish, on_token
         count = min(self.max_slots, max(1, len(requests)))
         longest = max((request.sampling.max_tokens for request in requests), default=1)
         capacity = max((len(r.prompt_tokens) + r.sampling.max_tokens for r in requests), default=2)
@@ -221,6 +224,11 @@ class Engine:
         slots.last[index] = tokens
         slots.tokens[index, count], slots.logprobs[index, count] = tokens, logprobs
         made = count + 1
+        if self._on_token is not None:
+            for slot, token in zip(index.tolist(), tokens.tolist(), strict=True):
+                request = slots.request[slot]
+                assert request is not None
+                self._on_token(request.id, token)
         stopped = (tokens[:, None] == slots.stops[index]).any(1)
         for row in np.flatnonzero(slots.listens[index] & ~stopped).tolist():
             stopped[row] = self._stopped(int(index[row]), int(made[row]))
