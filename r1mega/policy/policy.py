@@ -23,7 +23,7 @@ from r1mega.errors import R1MegaError
 from r1mega.policy import build
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.context import ContextShare, gather_rows, share_of
-from r1mega.policy.initialize import initialize_weights
+from r1mega.policy.initialize import drawn_later, initialize_weights
 from r1mega.policy.model import OutputOptions
 from r1mega.policy.packed import packed_batch
 from r1mega.policy.platform import building_on_cpu, get_platform, initialize_distributed
@@ -70,7 +70,7 @@ class Policy:
         self.options = OutputOptions(vocab_size=vocab_size, temperature=temperature, mtp=terms.mtp_loss_scaling_factor > 0, mtp_detach=terms.mtp_detach,
                                      reward_head=reward_head != "none", values=reward_head == "train")
         self.config = build.transformer_config(architecture, parallel, precision, terms, transformer_engine=self.transformer_engine)
-        with building_on_cpu(self.platform):
+        with building_on_cpu(self.platform), drawn_later():
             self.chunks = build.build_chunks(self.config, architecture, self.options, self.platform, transformer_engine=self.transformer_engine)
         initialize_weights(self.chunks, seed)
         self._freeze()

@@ -121,14 +121,14 @@ class PublishedWeights:
         return torch.float32 if stored.format == FP8 else stored.dtype
 
     def _copy(self, target: torch.Tensor, name: str, rows: slice, columns: slice) -> None:
-        """These rows of a tensor. Of some of the columns whole rows are read: that is faster than many small reads, and the ranks of a node read the same."""
+        """These rows and columns of a tensor, read straight to their place where they are as they are stored."""
         file = self._where[name]
         stored = file.tensors[name]
         if target.dtype == stored.dtype and target.device.type == "cpu" and target.is_contiguous() and target.shape[1:] == stored.shape[1:]:
             file.read(name, rows.start, target)
             return
         scaled = self._dequantiser(name, rows, columns) if stored.format == FP8 else None
-        for first, piece in file.pieces(name, rows.start, rows.stop):
+        for first, piece in file.pieces(name, rows.start, rows.stop, share=1 if scaled is None else 8):
             wanted = piece if len(stored.shape) == 1 else piece[:, columns]
             target[first - rows.start: first - rows.start + len(piece)].copy_(wanted if scaled is None else scaled(first, wanted))
 

@@ -1,12 +1,12 @@
-"""One safetensors file, read with plain reads into memory of the reader's.
+"""One safetensors file, of which little is mapped at a time.
 
-The library maps files: the pages read count as the process's own memory until the mapping goes, and faulting them in costs more than copying them does.
-It still judges whether a file is whole.
+The library maps whole files, and the pages that were read count as the process's memory until the mapping goes. It still judges whether a file is whole.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from r1mega.errors import DataError
 
-PIECE = 2**23  # bytes that are read at a time where they cannot go straight to their place
+PIECE = 2**24  # bytes that are mapped at a time
 FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
 
@@ -61,15 +61,21 @@ class TensorFile:
         header.pop("__metadata__", None)
         self.tensors = {name: Stored(about["dtype"], tuple(about["shape"]), 8 + size + about["data_offsets"][0]) for name, about in header.items()}
 
-    def pieces(self, name: str, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Rows start ... stop - 1 of a tensor, some at a time, as (first row, rows); each piece is overwritten by the next."""
+    def pieces(self, name: str, start: int, stop: int, share: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows start ... stop - 1 of a tensor, some at a time, as (first row, rows): a piece is mapped for as long as it is used.
+
+        `share`: pieces of so much less, where several times a piece is made of each.
+        """
         about = self.tensors[name]
-        rows = max(1, min(stop - start, PIECE // max(1, about.width * about.dtype.itemsize)))
-        buffer = torch.empty((rows, *about.shape[1:]), dtype=about.dtype)
+        row = about.width * about.dtype.itemsize
+        rows = max(1, PIECE // share // max(1, row))
         for first in range(start, stop, rows):
-            piece = buffer[: min(rows, stop - first)]
-            self.read(name, first, piece)
-            yield first, piece
+            count = min(rows, stop - first)
+            place = about.start + first * row
+            before = place % mmap.ALLOCATIONGRANULARITY
+            window = mmap.mmap(self._descriptor, before + count * row, access=mmap.ACCESS_COPY, offset=place - before)
+            window.madvise(mmap.MADV_WILLNEED)  # in one go, where it is not in the page cache
+            yield first, torch.frombuffer(window, dtype=about.dtype, count=count * about.width, offset=before).view(count, *about.shape[1:])
 
     def read(self, name: str, start: int, into: torch.Tensor) -> None:
         """Rows from `start` on, as many as `into` has: a contiguous tensor in the CPU's memory, of the stored format."""
