@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import random
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,12 +40,24 @@ def main(options: argparse.Namespace) -> int:
     checkpoint = read_checkpoint(options.checkpoint, options.overrides, plugins.load())
     status = Console(stderr=True, highlight=False)
     tell(status, f"template: {checkpoint.template_source}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries; they would stand in the middle of the conversation
+    with _quiet():
         from r1mega.policy.speaker import Speaker
 
         talk = Talk(checkpoint, Speaker(checkpoint), sampling, options.seed, Console(highlight=False), status)
         return _ask_once(talk, options.prompt) if options.prompt is not None else _converse(talk)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings, which would stand in the middle of the conversation."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def tell(console: Console, text: str) -> None:
