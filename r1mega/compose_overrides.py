@@ -84,7 +84,7 @@ class Reach:
         for override in overrides:
             if override.said in self.used or (not override.source.user and override.top in replaced):
                 continue
-            hint = nearest(override.key, [*self.known, *root_keys])
+            hint = nearest(override.key, {*self.known, *root_keys} - {override.key})
             raise ConfigError(f"{override.said}: no stage of this recipe has '{override.key}'.{hint}")
 
 

@@ -27,6 +27,11 @@ class Held:
     published: bool  # a Hugging Face folder; else an artifact of a stage
     overrides: tuple[str, ...]  # the model, the tokenizer and the number format it is made of
 
+    def merged(self, users: Sequence[str]) -> list[str]:
+        """Its own overrides, then the user's; the path of the model goes where the user chooses another."""
+        chosen = any(text.startswith("model=") for text in users)
+        return [text for text in self.overrides if not (chosen and text.startswith("model"))] + list(users)
+
 
 def find(folder: Path) -> Held:
     """What kind of checkpoint a folder holds. Raises `UserError` where it holds none."""
@@ -56,8 +61,8 @@ def convert(host: Host, target: Target, source: Path, folder: Path, overrides: S
         raise UserError(f"{folder} exists; name a folder that does not, or remove this one")
     work = folder.with_name(f".{folder.name}.converting")
     first = "model" if target == "megatron" else "base"
-    written = [f"recipe=convert_{target}", *held.overrides, f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}",
-               f"stages.model.check_logits={'always' if logits else 'never'}", *overrides]
+    written = [f"recipe=convert_{target}", f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}",
+               f"stages.model.check_logits={'always' if logits else 'never'}", *held.merged(overrides)]
     if code := runner.run(compose.compose_recipe(written, host), host):
         raise SystemExit(code)
     stage = RunFolder(work).stage("model")
@@ -73,7 +78,7 @@ def evaluate(host: Host, checkpoint: Path, overrides: Sequence[str]) -> Path:
     """Measure a checkpoint of either kind with the stage `evaluate`; returns the run folder (`output_dir`), whose summary.json has the measures."""
     held = find(checkpoint)
     kind = ["stages.base.stage=import_hf"] if held.published else []
-    written = ["recipe=evaluate", *held.overrides, f"output_dir=runs/eval_{held.folder.name}", *kind, f"stages.base.path={_quoted(held.folder)}", *overrides]
+    written = ["recipe=evaluate", f"output_dir=runs/eval_{held.folder.name}", *kind, f"stages.base.path={_quoted(held.folder)}", *held.merged(overrides)]
     recipe = compose.compose_recipe(written, host)
     if code := runner.run(recipe, host):
         raise SystemExit(code)

@@ -96,3 +96,17 @@ def _add_prediction(folder: Path) -> None:
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+
+
+def add_tokenizer(folder: Path) -> None:
+    """A tokenizer of single characters with the marks of the tiny recipes, in the files of a release."""
+    from tokenizers import Tokenizer, decoders, models
+
+    marks = ["<think>", "</think>", "<answer>", "</answer>"]
+    characters = ["\n", "<eos>", *map(chr, range(32, 32 + 95))][: VOCAB - len(marks)]
+    tokenizer = Tokenizer(models.BPE({text: place for place, text in enumerate(characters)}, []))
+    tokenizer.add_special_tokens(["<eos>"])
+    tokenizer.add_tokens(marks)
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}))

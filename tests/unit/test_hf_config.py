@@ -165,3 +165,18 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "architecture.json").write_text('{"architecture": {"num_layers": 2}}')
     with pytest.raises(DataError, match="not the architecture of a checkpoint"):
         released(ReleasedConfig(path=str(tmp_path / "architecture.json")))
+
+
+def test_prediction_layers_may_be_left_out(tmp_path: Path) -> None:
+    import policy_models as models
+    import torch
+
+    from r1mega.policy.hugging_face.load import load_published
+
+    family, architecture = export_cases.CASES["deepseek-v3-yarn-prediction"]
+    whole = models.build(architecture)
+    folder = export_cases.exported(whole, family, tmp_path)
+    without = models.build(replace(architecture, mtp_num_layers=0))
+    load_published(without, folder, family)
+    tokens = torch.arange(40)
+    assert torch.equal(export_cases.our_logits(without, tokens), export_cases.our_logits(whole, tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,19 +14,22 @@ from r1mega.policy.hugging_face.regions import regions
 from r1mega.policy.keys import own_tensors
 from r1mega.policy.policy import Policy
 
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
 
 def load_published(policy: Policy, folder: Path, family: Family) -> None:
     """Fill the policy's weights from a folder of `family`, cast to the policy's formats; the optimizer's own copies follow. A collective.
 
-    Works on every layout: the family's table is applied to the regions of the whole tensors that this rank holds. Raises `UserError` listing all
-    tensors that are missing, unknown or of another shape, `DataError` for a folder that is damaged.
+    Works on every layout: the family's table is applied to the regions of the whole tensors that this rank holds. A policy without multi-token-prediction
+    layers leaves those of the folder out; a reward model takes a folder with a scalar head and keeps its own vocabulary head. Raises `UserError` listing all tensors that are missing, unknown or of another shape, `DataError` for a folder
+    that is damaged.
     """
-    shapes = own_tensors(policy)
-    units = map_tensors(family, policy.architecture, policy.options.vocab_size, shapes, "this model")
+    shapes, reward = own_tensors(policy), policy.reward_head == "train"
+    units = map_tensors(family, policy.architecture, policy.options.vocab_size, shapes, "this model", reward=reward)
 
     def fill() -> None:
         weights = PublishedWeights(folder)
-        _check(weights, units)
+        _check(weights, units, policy.architecture.num_layers if family.prediction and (reward or not policy.architecture.mtp_num_layers) else None)
         for region in regions(policy, units):
             columns = slice(region.column, region.column + region.data.shape[1]) if region.data.dim() > 1 else slice(None)
             weights.fill(region.data, units[region.unit], region.row, columns)
@@ -35,10 +39,13 @@ def load_published(policy: Policy, folder: Path, family: Family) -> None:
         policy.optimizer.reload_model_params()
 
 
-def _check(weights: PublishedWeights, units: Sequence[Unit]) -> None:
+def _check(weights: PublishedWeights, units: Sequence[Unit], left_out: int | None) -> None:
+    """`left_out`: from which layer on the folder may have what the policy does without."""
     parts = {part.name: (part.rows, *unit.shape[1:]) for unit in units for part in unit.parts}
     allowed = {name for unit in units for name in unit.names}
     shapes = [f"{name} is {list(weights.shape(name))} there and {list(shape)} here" for name, shape in parts.items()
               if name in weights.names and weights.shape(name) != shape]
+    besides = sorted(name for name in weights.names - allowed
+                     if left_out is None or not (layer := _LAYER.match(name)) or int(layer[1]) < left_out)
     report_problems(f"the weights in {weights.folder} are of another model",
-                    {"it lacks": sorted(parts.keys() - weights.names), "it has besides": sorted(weights.names - allowed), "shapes differ": shapes})
+                    {"it lacks": sorted(parts.keys() - weights.names), "it has besides": besides, "shapes differ": shapes})
