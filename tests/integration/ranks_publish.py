@@ -1,4 +1,4 @@
-"""One rank of test_hf_publish.py: publishes the policy on one layout after another and keeps what it received. Not a test itself.
+"""One rank of test_publish_layouts.py: publishes the policy on one layout after another and keeps what it received. Not a test itself.
 
     python ranks_publish.py <settings.json>      {out, layouts: [{model, parallel}]}; started by torchrun
 """

@@ -49,7 +49,7 @@ class Run(NamedTuple):
     """Like blocks of successive tensors at even distances in a buffer: summed in one go."""
 
     first: Block
-    count: int = 1
+    blocks: int = 1
     stride: int = 0  # bytes
 
 
@@ -96,7 +96,7 @@ def find_runs(blocks: Iterable[Block], device: torch.device) -> list[Run]:
 
 
 def _extended(run: Run, block: Block, most: int) -> Run | None:
-    first, count = run.first, run.count
+    first, count = run.first, run.blocks
     stride = run.stride or block.start - first.start
     like = first._replace(tensor=first.tensor + count, start=first.start + count * stride)
     return Run(first, count + 1, stride) if like == block and (count + 1) * block.numbers <= most else None

@@ -139,15 +139,15 @@ class Publisher:
 
     def _send(self, lane: _Lane, sources: list[torch.Tensor]) -> torch.Tensor:
         """Fill the bucket on the ranks that receive; the sums of its tensors, on every rank."""
-        sums = torch.zeros(len(lane.plan.slots), 3, dtype=torch.int64, device=self._device)
         if sources:
             torch._foreach_copy_(lane.packed, sources)
-            add_sums(sums, lane.travelling, lane.sent_runs)
+        works = self._transfers(lane)
+        sums = torch.zeros(len(lane.plan.slots), 3, dtype=torch.int64, device=self._device)
+        add_sums(sums, lane.travelling, lane.sent_runs)  # of what is under way
         if self.policy.ranks.world_size > 1:
-            works = self._transfers(lane)
             dist.all_reduce(sums)
-            for work in works:
-                work.wait()
+        for work in works:
+            work.wait()
         if lane.arrived:
             torch._foreach_copy_(lane.places, lane.arrived)
         return sums
@@ -155,7 +155,7 @@ class Publisher:
     def _transfers(self, lane: _Lane) -> list[Any]:
         """One for each sender, begun and not waited for, over the group of the policy's device."""
         works: list[Any] = []
-        for sender, start, stop in lane.plan.segments:
+        for sender, start, stop in lane.plan.segments if self.policy.ranks.world_size > 1 else ():
             if self.everyone:
                 works.append(dist.broadcast(lane.travelling[start:stop], src=sender, async_op=True))
             elif sender != 0 and self._rank == 0:
