@@ -1,4 +1,4 @@
-"""Write a checkpoint as the Hugging Face libraries and serving engines read it, and prove that it is the same model."""
+"""Write a checkpoint or a reward model as the Hugging Face libraries and serving engines read it, and prove that it is the same model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from r1mega.errors import ConfigError, R1MegaError
 from r1mega.hookspecs import Register
 from r1mega.recipe import files
 from r1mega.recipe.context import StageContext
+from r1mega.rewards.model import CARD, RewardCard
 
 from ._setup import load_tokenizer, make
 
@@ -42,7 +43,7 @@ class ExportConfig(StageCommon):
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     check_logits: Literal["auto", "always", "never"] = "auto"  # against transformers, in fp32; auto: where it is installed and the model small enough
     check_logits_max_parameters: int = 500_000_000  # what small enough is
-    logits_tolerance: float = 1e-4  # nats, of log-probabilities and entropies
+    logits_tolerance: float = 1e-4  # nats, of log-probabilities and entropies; of a reward model, of its values
 
     def __post_init__(self) -> None:
         if self.shard_gigabytes <= 0:
@@ -52,10 +53,13 @@ class ExportConfig(StageCommon):
 
 
 class ExportStage:
-    """A checkpoint as a Hugging Face folder: safetensors, config.json, tokenizer, chat template; compared with the checkpoint bit by bit."""
+    """A checkpoint as a Hugging Face folder: safetensors, config.json, tokenizer, chat template; compared with the checkpoint bit by bit.
+
+    Of its inputs exactly one is connected. A reward model becomes a sequence classification model with one label, beside it its reward.json.
+    """
 
     version: ClassVar[str] = "1"
-    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint"}
+    inputs: ClassVar[Mapping[str, str]] = {"policy": "Checkpoint?", "reward_model": "RewardModel?"}
     outputs: ClassVar[Mapping[str, str]] = {"model": "HuggingFaceModel"}
 
     def __init__(self, config: ExportConfig) -> None:
@@ -65,10 +69,13 @@ class ExportStage:
         """Returns the counts, the largest difference between transformers' logits and ours (None: not compared), and what the tokenizer lacks."""
         from r1mega.policy.hugging_face import export as exporting
 
-        config, source = self.config, context.inputs["policy"]
+        if len(context.inputs) != 1:
+            raise ConfigError(f"stages.{context.name}.inputs: connect either policy or reward_model, found {', '.join(context.inputs) or 'neither'}")
+        config, ((kind, source),) = self.config, context.inputs.items()
+        card = RewardCard.load(source) if kind == "reward_model" else None
         tokenizer = load_tokenizer(config, source)
         ranks = exporting.join(config.parallel, config.seed, config.cluster.timeout_minutes)
-        export = self._export(source, tokenizer.vocab_size, tokenizer.eos_id, ranks)
+        export = self._export(source, tokenizer.vocab_size, tokenizer.eos_id, ranks, reward=card is not None)
         told: dict[str, Any] = {"logits_difference": None, "tokenizer_lacks": ""}
 
         def extra(folder: Path) -> None:
@@ -77,6 +84,9 @@ class ExportStage:
             told["tokenizer_lacks"] = write_tokenizer(source / "tokenizer", tokenizer, config.template, folder)
             if told["tokenizer_lacks"]:
                 _log.warning("transformers cannot use the exported tokenizer: it is %s", told["tokenizer_lacks"])
+            if card is not None:
+                files.write_json(folder / CARD, vars(card))
+                return
             files.write_json(folder / "generation_config.json", {"do_sample": True, **dataclasses.asdict(config.generation), "eos_token_id": tokenizer.eos_id})
 
         def check(folder: Path) -> None:
@@ -85,11 +95,12 @@ class ExportStage:
         counts = exporting.export_weights(export, ranks, context.output("model"), extra=extra, check=check, before_rename=context.check_epoch)
         return {**counts, **told}
 
-    def _export(self, source: Path, vocab_size: int, eos_id: int, ranks: Ranks) -> Export:
+    def _export(self, source: Path, vocab_size: int, eos_id: int, ranks: Ranks, *, reward: bool) -> Export:
         """What to export. Raises `UserError` for a checkpoint of another model, `ConfigError` for one that no Hugging Face family can express."""
         import torch
 
         from r1mega.policy import artifact, storage
+        from r1mega.policy.hugging_face import parity
         from r1mega.policy.hugging_face.config_json import registered_families
         from r1mega.policy.hugging_face.export import Export
         from r1mega.policy.hugging_face.family import choose_family
@@ -104,8 +115,10 @@ class ExportStage:
         architecture = dataclasses.replace(architecture, mtp_num_layers=about["architecture"]["mtp_num_layers"])
         factory = plugins.load().registry.get("models", config.model.name).factory
         family = choose_family(getattr(factory, "hugging_face", ()) or registered_families(), architecture)
+        if reward:
+            parity.require_reward_class(family)
         dtype = {"stored": None, "fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
-        return Export(source, family, architecture, vocab_size, eos_id, dtype, int(config.shard_gigabytes * 1e9))
+        return Export(source, family, architecture, vocab_size, eos_id, dtype, int(config.shard_gigabytes * 1e9), reward)
 
     def _check_logits(self, export: Export, folder: Path) -> float | None:
         """A collective."""
@@ -121,7 +134,8 @@ class ExportStage:
                       "installed" if parity.transformers_installed() else "not installed")
             return None
         policy = Policy(export.architecture, vocab_size=export.vocab_size, parallel=config.parallel, seed=config.seed,
-                        precision=PrecisionConfig(transformer_engine=False), timeout_minutes=config.cluster.timeout_minutes)
+                        precision=PrecisionConfig(transformer_engine=False), reward_head="train" if export.reward else "none",
+                        timeout_minutes=config.cluster.timeout_minutes)
         return parity.check_logits(policy, folder, export.family, config.logits_tolerance)
 
 

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Family, Architecture]] = {
 def exported(policy: Policy, family: Family, folder: Path, **changes: Any) -> Path:
     artifact.export_artifact(policy, folder / "artifact")
     settings = {"eos_id": 1, "shard_bytes": 30_000} | changes
-    export = Export(folder / "artifact", family, policy.architecture, models.VOCAB, **settings)
+    export = Export(folder / "artifact", family, policy.architecture, models.VOCAB, reward=policy.reward_head == "train", **settings)
     export_weights(export, policy.ranks, folder / "hf", before_rename=lambda: None)
     return folder / "hf"
 

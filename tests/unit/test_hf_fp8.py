@@ -161,7 +161,7 @@ def test_what_does_not_belong_together_is_refused_by_tensor(folder: Path, change
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"model.layers.9.mlp.down_proj.weight_scale_inv": torch.ones(2, 6)}, r"it has besides: model\.layers\.9\.mlp\.down_proj\.weight_scale_inv\."),
+    ({"model.layers.1.mlp.gone_proj.weight_scale_inv": torch.ones(2, 6)}, r"it has besides: model\.layers\.1\.mlp\.gone_proj\.weight_scale_inv\."),
     ({NAME: torch.ones(32, 48)}, rf"it has besides: {SCALE}\."),
 ])
 def test_a_scale_of_no_weight_in_fp8_is_reported(folder: Path, plain: tuple[Policy, Path], change: Tensors, message: str) -> None:

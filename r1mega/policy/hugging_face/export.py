@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Export:
     eos_id: int
     dtype: torch.dtype | None = None  # None: as stored
     shard_bytes: int = 5_000_000_000
+    reward: bool = False  # a reward model: the scalar head in place of the vocabulary's
 
 
 def join(parallel: ParallelConfig, seed: int, timeout_minutes: float) -> Ranks:
@@ -57,7 +58,7 @@ def export_weights(export: Export, ranks: Ranks, folder: Path, *, before_rename:
     are not the checkpoint's. On any error the temporary folder is gone and an earlier export is as it was.
     """
     stored = storage.on_every_rank(ranks, f"cannot read {export.source}", export.source, lambda: StoredWeights(export.source))
-    units = map_tensors(export.family, export.architecture, export.vocab_size, stored.shapes, str(export.source))
+    units = map_tensors(export.family, export.architecture, export.vocab_size, stored.shapes, str(export.source), reward=export.reward)
 
     def dtype_of(unit: Unit) -> torch.dtype:
         return torch.float32 if unit.fp32 else export.dtype or stored.dtype(unit.key)
@@ -98,13 +99,16 @@ def export_weights(export: Export, ranks: Ranks, folder: Path, *, before_rename:
 
 def model_config(export: Export, dtype: str) -> dict[str, Any]:
     """The content of config.json."""
-    a = export.architecture
+    a = replace(export.architecture, mtp_num_layers=0) if export.reward else export.architecture
     common = {
         "architectures": [export.family.causal_class], "model_type": export.family.model_type, "torch_dtype": dtype, "vocab_size": export.vocab_size,
         "hidden_size": a.hidden_size, "intermediate_size": a.ffn_hidden_size, "num_hidden_layers": a.num_layers, "num_attention_heads": a.num_attention_heads,
         "max_position_embeddings": a.max_position_embeddings, "rms_norm_eps": a.layernorm_epsilon, "hidden_act": "silu", "attention_dropout": 0.0,
         "initializer_range": a.init_method_std, "tie_word_embeddings": a.tied_embeddings, "use_cache": True,
         "bos_token_id": None, "eos_token_id": export.eos_id, "pad_token_id": None}
+    if export.reward:
+        # No padding token: transformers takes the value at the last token that is not one, and what is judged ends with the end of sequence itself.
+        common |= {"architectures": [export.family.reward_class], "num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     return common | export.family.settings(a)
 
 

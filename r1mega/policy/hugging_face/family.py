@@ -48,6 +48,14 @@ class Family:
     read: Callable[[Settings], Architecture]  # config.json -> what it describes; what cannot be expressed is refused through `Settings`
     prediction: Sequence[Row] = ()  # what a multi-token-prediction layer has around its block; empty: the family has no such layers
 
+    @property
+    def reward_class(self) -> str:
+        """The transformers class with a scalar head. Raises `ConfigError` where the family has none."""
+        stem = self.causal_class.removesuffix("ForCausalLM")
+        if stem == self.causal_class:
+            raise ConfigError(f"{self.name} has no class for reward models beside {self.causal_class}: a model with a scalar head cannot be exported as one")
+        return f"{stem}ForSequenceClassification"
+
 
 def choose_family(families: Sequence[Family], architecture: Architecture) -> Family:
     """The first family that expresses the architecture. Raises `ConfigError` saying for each what it cannot express."""

@@ -21,8 +21,8 @@ def load_published(policy: Policy, folder: Path, family: Family) -> None:
     """Fill the policy's weights from a folder of `family`, cast to the policy's formats; the optimizer's own copies follow. A collective.
 
     Works on every layout: the family's table is applied to the regions of the whole tensors that this rank holds. A policy without multi-token-prediction
-    layers leaves those of the folder out; a reward model takes a folder with a scalar head and keeps its own vocabulary head. Raises `UserError` listing all tensors that are missing, unknown or of another shape, `DataError` for a folder
-    that is damaged.
+    layers leaves those of the folder out; a reward model takes a folder with a scalar head and keeps the heads that it does not use. Raises `UserError`
+    listing all tensors that are missing, unknown or of another shape, `DataError` for a folder that is damaged.
     """
     shapes, reward = own_tensors(policy), policy.reward_head == "train"
     units = map_tensors(family, policy.architecture, policy.options.vocab_size, shapes, "this model", reward=reward)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from r1mega.errors import UserError
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.hugging_face.family import Family, Row
-from r1mega.policy.hugging_face.rows import EMBEDDING, FINAL_NORM, HEAD, head_size
+from r1mega.policy.hugging_face.rows import EMBEDDING, FINAL_NORM, HEAD, SCORE, head_size
 
 Shape = tuple[int, ...]
 Ranges = tuple[tuple[int, int], ...]
+_UNUSED_BY_REWARD = ("output_layer.", "mtp.")
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,19 @@ class _Place:
     layer: int | None
 
 
-def map_tensors(family: Family, architecture: Architecture, vocab_size: int, shapes: Mapping[str, Shape], where: str) -> list[Unit]:
+def map_tensors(family: Family, architecture: Architecture, vocab_size: int, shapes: Mapping[str, Shape], where: str, *,
+                reward: bool = False) -> list[Unit]:
     """The units of a model, in the order of its layers. `shapes` are those of our whole tensors, by checkpoint key; `where` they are from is for errors.
 
+    Of a `reward` model the scalar head is one; the vocabulary's head and multi-token-prediction layers, which it carries unused, are in no unit.
     Raises `UserError` naming the tensors that the table has and `shapes` lacks, that `shapes` has and the table does not know, and those of another shape.
     """
+    if reward:
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith(_UNUSED_BY_REWARD)}
+        architecture = replace(architecture, mtp_num_layers=0)
     problems: dict[str, list[str]] = {"it lacks": [], f"{family.name} does not have": [], "shapes differ": []}
     units: list[Unit] = []
-    for place, row in _rows(family, architecture):
+    for place, row in _rows(family, architecture, reward=reward):
         key, leading = _find(place, row, shapes)
         if key is None:
             problems["it lacks"].append(place.ours + row.ours[0])
@@ -95,7 +101,7 @@ def report_problems(what: str, problems: Mapping[str, Sequence[str]]) -> None:
         raise UserError(f"{what}: {'; '.join(told)}. Use the model configuration that the weights were made with")
 
 
-def _rows(family: Family, architecture: Architecture) -> Iterator[tuple[_Place, Row]]:
+def _rows(family: Family, architecture: Architecture, *, reward: bool) -> Iterator[tuple[_Place, Row]]:
     top, a = _Place("", "", "", None), architecture
     depths = range(a.num_layers, a.num_layers + a.mtp_num_layers)
     # a released multi-token-prediction layer repeats the embedding and the head that it shares
@@ -105,7 +111,9 @@ def _rows(family: Family, architecture: Architecture) -> Iterator[tuple[_Place, 
         place = _Place(f"decoder.layers.{layer}.", "decoder.layers.", f"model.layers.{layer}.", layer)
         yield from ((place, row) for row in family.layer(a, layer))
     yield top, FINAL_NORM
-    if not a.tied_embeddings:
+    if reward:
+        yield top, SCORE
+    elif not a.tied_embeddings:
         yield top, replace(HEAD, copies=tuple(f"model.layers.{layer}.shared_head.head.weight" for layer in depths))
     for depth, layer in enumerate(depths):
         around = _Place(f"mtp.layers.{depth}.", "mtp.layers.", f"model.layers.{layer}.", depth)

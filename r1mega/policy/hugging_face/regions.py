@@ -26,14 +26,14 @@ class Region(NamedTuple):
 
 
 def regions(policy: Policy, units: Sequence[Unit]) -> Iterator[Region]:
-    """The regions that this rank holds of a model's units. No collective."""
+    """The regions that this rank holds of a model's units; what is in no unit is left out. No collective."""
     by_place = {(unit.key, unit.index): number for number, unit in enumerate(units)}
     depth = {unit.key: len(unit.index) for unit in units}
     state: dict[str, Any] = model_state(policy)
     with torch.no_grad():
         apply_factories(state)
     for shard in nested_values(state):
-        if isinstance(shard, ShardedTensor):
+        if isinstance(shard, ShardedTensor) and shard.key in depth:
             lead = depth[shard.key]
             if shard.prepend_axis_num != lead or shard.data is None:
                 raise R1MegaError(f"{shard.key}: this rank holds several of its entries in one tensor, which this version does not read")

@@ -11,6 +11,7 @@ from r1mega.policy.hugging_face.family import Row
 EMBEDDING = Row(("embedding.word_embeddings.weight",), ("model.embed_tokens.weight",), "vocabulary")
 FINAL_NORM = Row(("decoder.final_layernorm.weight",), ("model.norm.weight",))
 HEAD = Row(("output_layer.weight",), ("lm_head.weight",), "vocabulary")
+SCORE = Row(("reward_head.weight",), ("score.weight",))  # of a reward model
 
 INPUT_NORM = Row(("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"), ("input_layernorm.weight",))
 MLP_NORM = Row(("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"), ("post_attention_layernorm.weight",))
