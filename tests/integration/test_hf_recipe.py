@@ -67,6 +67,8 @@ def test_there_and_back_the_bits_are_the_same(work: Path) -> None:
     there, back = hf.tensors(work / "model"), hf.tensors(work / "back")
     assert there.keys() == back.keys()
     assert all(torch.equal(there[name].view(torch.uint8), back[name].view(torch.uint8)) for name in there)
+    configs = [json.loads((work / name / "config.json").read_text()) for name in ("model", "back")]
+    assert configs[0] == configs[1], "an unchanged model keeps the release's own config.json"
     again = r1mega(work, "convert", "megatron", "model", "there")
     assert again.returncode == 2
     assert "there exists" in again.stderr

@@ -180,3 +180,19 @@ def test_prediction_layers_may_be_left_out(tmp_path: Path) -> None:
     load_published(without, folder, family)
     tokens = torch.arange(40)
     assert torch.equal(export_cases.our_logits(without, tokens), export_cases.our_logits(whole, tokens))
+
+
+def test_an_export_keeps_the_releases_own_keys(tmp_path: Path) -> None:
+    from r1mega.policy.hugging_face.config_json import restated
+
+    values, architecture, _ = RELEASED["DeepSeek-V3"]
+    family = read_published(write(tmp_path, values | {"note": "kept"}), ignore=["note"]).family
+    settings = {"vocab_size": 129280, "torch_dtype": "float32", "architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 0,
+                "max_position_embeddings": 163840}
+    source = tmp_path / "config.json"
+    made = restated(source, family, replace(architecture, mtp_num_layers=0), settings)
+    assert made == {**{key: value for key, value in values.items() if key != "quantization_config"}, "note": "kept", "torch_dtype": "float32",
+                    "num_nextn_predict_layers": 0}
+    assert restated(source, family, replace(architecture, num_layers=60), settings) == settings, "another model is described anew"
+    assert restated(source, family, architecture, settings | {"vocab_size": 7})["vocab_size"] == 7
+    assert restated(tmp_path / "none.json", family, architecture, settings) == settings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +72,23 @@ def read_published(path: Path, families: Sequence[Family] | None = None, ignore:
         settings.problems += by_type[kind].refusals(architecture)
     settings.check(ignore)
     return Published(file, by_type[kind], architecture, vocab_size, values)
+
+
+def restated(source: Path, family: Family, architecture: Architecture, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of an export: that of the release the model began with, `source`, where it still describes it; else `settings`.
+
+    The release's own keys and spellings stay, for whoever reads them, but for the number format, the quantisation, the class, and what a recipe may set.
+    """
+    if not source.is_file():
+        return dict(settings)
+    values: dict[str, Any] = json.loads(source.read_bytes())
+    if values.get("model_type") != family.model_type:
+        return dict(settings)
+    stated = read_published(source, [family], ignore=values.keys())
+    free = {"max_position_embeddings": 0, "init_method_std": 0.0, "mtp_num_layers": 0}
+    if replace(stated.architecture.canonical(), **free) != replace(architecture.canonical(), **free) or stated.vocab_size != settings["vocab_size"]:
+        return dict(settings)
+    values.pop("quantization_config", None)
+    values["dtype" if "dtype" in values else "torch_dtype"] = settings["torch_dtype"]
+    own = ("architectures", "max_position_embeddings", "num_nextn_predict_layers", "num_labels", "id2label", "label2id")
+    return values | {name: settings[name] for name in own if name in settings}

@@ -18,6 +18,7 @@ from r1mega.errors import R1MegaError
 from r1mega.policy import storage
 from r1mega.policy.architecture import Architecture
 from r1mega.policy.build import initialize_parallel
+from r1mega.policy.hugging_face.config_json import restated
 from r1mega.policy.hugging_face.family import Family
 from r1mega.policy.hugging_face.mapping import Unit, map_tensors
 from r1mega.policy.hugging_face.published import INDEX, PublishedWeights, Shard, plan_shards, rows_of, write_shard
@@ -109,7 +110,7 @@ def model_config(export: Export, dtype: str) -> dict[str, Any]:
     if export.reward:
         # No padding token: transformers takes the value at the last token that is not one, and what is judged ends with the end of sequence itself.
         common |= {"architectures": [export.family.reward_class], "num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-    return common | export.family.settings(a)
+    return restated(export.source / "tokenizer" / "config.json", export.family, a, common | export.family.settings(a))
 
 
 def check_written(folder: Path, shards: Sequence[Shard], mine: Sequence[Shard], read: Callable[[Unit], torch.Tensor]) -> None:
