@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,18 @@ overrides: [model=tiny_deepseek_v3, model.num_layers=2, tokenizer=sentencepiece,
 stages:
   base: {stage: pretrain, overrides: [steps=2, documents_per_step=8, tokenizer_documents=400]}
   export: {stage: export, inputs: {policy: base.checkpoint}, overrides: [shard_gigabytes=0.001, check_logits=always]}
+"""
+JUDGE = """\
+description: a reward model, exported
+overrides: [model=tiny_dense, model.num_layers=2, tokenizer=sentencepiece, task=tiny_world, template=zero_tiny, precision=fp32]
+stages:
+  base: {stage: pretrain, overrides: [steps=2, documents_per_step=8, tokenizer_documents=400]}
+  pairs: {stage: import_data, overrides: [pairs_path=PAIRS, decontamination.recipe=false]}
+  judge:
+    stage: reward_model
+    inputs: {policy: base.checkpoint, preferences: pairs.preferences}
+    overrides: [batch_size=4, max_length=64, micro_batch_tokens=256, held_out=0.25, optimizer.lr=0.01]
+  export: {stage: export, inputs: {reward_model: judge.reward_model}, overrides: [check_logits=always]}
 """
 CODE = """
 import os
@@ -69,3 +82,20 @@ def test_killed_half_way_it_leaves_no_model_and_the_next_run_ends_as_if_undistur
     runs.run("killed")
     assert files(runs.artifact("killed", "export", "model")) == files(runs.artifact("one", "export", "model"))
     assert [path.name for path in runs.artifact("killed", "export", "").iterdir()] == ["model"]
+
+
+def test_a_reward_model_becomes_a_sequence_classification_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    rows = [{"id": str(i), "prompt": f"{i}+1=?", "chosen": f"It is {i + 1}.", "rejected": "I do not know."} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = Runs(tmp_path, "judged", JUDGE.replace("PAIRS", str(tmp_path / "pairs.jsonl")))
+    said = runs.run("one", "stages.export.inputs.policy=base.checkpoint", code=2)
+    assert "stages.export.inputs: connect either policy or reward_model, found" in said
+    runs.run("one")
+    assert runs.metrics("one", "export")["logits_difference"] < 1e-4
+    folder = runs.artifact("one", "export", "model")
+    assert json.loads((folder / "reward.json").read_text()) == json.loads((runs.artifact("one", "judge", "reward_model") / "reward.json").read_text())
+    assert not (folder / "generation_config.json").exists()
+    model, tokenizer = transformers.AutoModelForSequenceClassification.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert model.score.weight.abs().max() > 0
+    assert model(**tokenizer("1+1=?", return_tensors="pt", return_token_type_ids=False)).logits.shape == (1, 1)
