@@ -30,16 +30,15 @@ def main(folder: Path, mode: str, micro_batch_tokens: int) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from r1mega_plugins.algorithms.grpo import GRPOConfig
-    from r1mega_plugins.models.dense import DenseConfig, dense
+    from r1mega_plugins.models.qwen3 import Qwen3Config, qwen3
     from r1mega_plugins.rollouts.megatron import MegatronRolloutConfig
     from r1mega_plugins.stages._learner import Learner
     from r1mega_plugins.stages._setup import EvaluationConfig
     from r1mega_plugins.stages.rl import RLConfig
     from r1mega_plugins.tokenizers.huggingface import HuggingFaceConfig
 
-    architecture = dense(DenseConfig(num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2, kv_channels=32,
-                                     max_position_embeddings=MAX_POSITIONS, qk_layernorm=True, add_qkv_bias=False, tied_embeddings=False,
-                                     rotary_base=10000.0))
+    architecture = qwen3(Qwen3Config(num_layers=4, hidden_size=128, ffn_hidden_size=256, num_attention_heads=4, num_query_groups=2, kv_channels=32,
+                                     max_position_embeddings=MAX_POSITIONS, tied_embeddings=False, rotary_base=10000.0))
     config = RLConfig(
         steps=100_000, prompts_per_rollout=PROMPTS, group_size=GROUP, updates_per_rollout=1, reference_every=0, micro_batch_tokens=micro_batch_tokens,
         samples_logged=0, parallel=c.ParallelConfig(data_parallel_size=world), checkpoint=c.CheckpointConfig(every=1_000_000),

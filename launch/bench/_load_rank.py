@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from load_published import SHAPE, VOCAB
-from r1mega_plugins.models.dense import LLAMA
+from r1mega_plugins.models.llama import LLAMA
 from safetensors import safe_open
 
 from r1mega.config import ParallelConfig, PrecisionConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -63,7 +64,11 @@ def installed(tmp_path: Path) -> Path:
 
 
 def test_every_command_line_composes(installed: Path) -> None:
-    lines = [shlex.split(line) for line in commands()]
+    (release := installed / "release").mkdir()  # what the README calls FOLDER
+    (release / "config.json").write_text(json.dumps({
+        "model_type": "qwen3", "vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}))
+    lines = [shlex.split(line.replace("FOLDER", str(release))) for line in commands()]
     assert len(lines) >= 5
     code = ("import sys; sys.path.append(sys.argv[1])\nfrom r1mega import cli\n"
             f"for line in {lines!r}:\n    print('LINE', *line, 'ENDED', cli.main([*line, *([] if '--cfg' in line else ['--cfg'])]))")

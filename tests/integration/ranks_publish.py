@@ -17,7 +17,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.utils import nested_values
 from r1mega_plugins.models.deepseek_v3 import DEEPSEEK_V3
-from r1mega_plugins.models.dense import QWEN2
+from r1mega_plugins.models.qwen2 import QWEN2
 from ranks_layouts import ARCHITECTURES, VOCAB
 
 from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig

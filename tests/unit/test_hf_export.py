@@ -11,7 +11,9 @@ import pytest
 import torch
 from hf_models import CASES, TOLERANCE, exported, our_logits, softmax_moe, their_model
 from r1mega_plugins.models.deepseek_v3 import DEEPSEEK_V3
-from r1mega_plugins.models.dense import LLAMA, QWEN2, QWEN3
+from r1mega_plugins.models.llama import LLAMA
+from r1mega_plugins.models.qwen2 import QWEN2
+from r1mega_plugins.models.qwen3 import QWEN3
 from r1mega_plugins.models.qwen3_moe import QWEN3_MOE
 from safetensors.torch import load_file, save_file
 
@@ -90,13 +92,18 @@ def test_a_cast_rounds_everything_but_the_expert_bias(tmp_path: Path) -> None:
     ({"tied_embeddings": True}, r"Qwen3 does not have: output_layer\.weight"),
     ({"num_layers": 3}, r"decoder\.layers\.self_attention\.linear_qkv\.layer_norm_weight is \[2, 32\]"),
     ({"num_layers": 1}, r"has 2 entries, the model 1"),
-    ({"add_qkv_bias": True}, r"it lacks: decoder\.layers\.0\.self_attention\.linear_qkv\.bias"),
     ({"kv_channels": 8}, r"decoder\.layers\.self_attention\.linear_qkv\.weight is \[2, 128, 32\]"),
 ])
 def test_what_does_not_fit_the_table_is_named(qwen3: tuple[Policy, Path], change: dict[str, Any], message: str) -> None:
     architecture = models.gqa(qk_layernorm=True, **change)
     with pytest.raises(UserError, match=message):
         map_tensors(QWEN3, architecture, models.VOCAB, StoredWeights(qwen3[1]).shapes, "here")
+
+
+def test_another_familys_table_does_not_fit(qwen3: tuple[Policy, Path]) -> None:
+    message = r"it lacks: decoder\.layers\.0\.self_attention\.linear_qkv\.bias.* Qwen2 does not have: .*q_layernorm"
+    with pytest.raises(UserError, match=message):
+        map_tensors(QWEN2, models.gqa(add_qkv_bias=True), models.VOCAB, StoredWeights(qwen3[1]).shapes, "here")
 
 
 def test_a_written_file_that_differs_is_noticed_by_tensor(qwen3: tuple[Policy, Path], tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import policy_models as models
 import pytest
 import torch
 from r1mega_plugins.models.deepseek_v3 import DEEPSEEK_V3
-from r1mega_plugins.models.dense import LLAMA, QWEN2, QWEN3
+from r1mega_plugins.models.llama import LLAMA
+from r1mega_plugins.models.qwen2 import QWEN2
+from r1mega_plugins.models.qwen3 import QWEN3
 from r1mega_plugins.models.qwen3_moe import QWEN3_MOE
 from safetensors.torch import load_file
 

@@ -10,7 +10,8 @@ import policy_models as models
 import pytest
 import torch
 from hf_models import CASES, TOLERANCE, exported, transformers
-from r1mega_plugins.models.dense import LLAMA, QWEN3
+from r1mega_plugins.models.llama import LLAMA
+from r1mega_plugins.models.qwen3 import QWEN3
 from safetensors.torch import load_file, save_file
 
 from r1mega.config import ParallelConfig, PrecisionConfig

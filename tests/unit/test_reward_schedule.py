@@ -240,11 +240,11 @@ def test_impossible_caps(caps: list[TokenCap], says: str) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_config() -> None:
-    from r1mega_plugins.models.dense import DenseConfig
+    from r1mega_plugins.models.qwen2 import Qwen2Config
 
     from r1mega.config import PluginChoice
 
-    small = PluginChoice("dense", DenseConfig(max_position_embeddings=40000))
+    small = PluginChoice("qwen2", Qwen2Config(max_position_embeddings=40000))
     with pytest.raises(ConfigError, match=r"completions of 65536 tokens.*model\.max_position_embeddings=40000"):
         RLConfig(model=small, max_tokens_schedule=[TokenCap(8200, 65536)], micro_batch_tokens=131072)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="micro_batch_tokens=65536"):

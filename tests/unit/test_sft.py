@@ -12,7 +12,7 @@ import numpy as np
 import policy_models as models
 import pytest
 import torch
-from r1mega_plugins.models.dense import DenseConfig
+from r1mega_plugins.models.qwen2 import Qwen2Config
 from r1mega_plugins.stages.sft import SFT, SFTConfig, response_loss
 from test_policy_transformers import llama, to_transformers
 
@@ -156,6 +156,6 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], expected: str
 
 
 def test_micro_batches_too_small_for_the_longest_sample_are_refused(tmp_path: Path) -> None:
-    config = SFTConfig(model=PluginChoice("dense", DenseConfig(max_position_embeddings=128)), micro_batch_tokens=64)  # type: ignore[arg-type]
+    config = SFTConfig(model=PluginChoice("qwen2", Qwen2Config(max_position_embeddings=128)), micro_batch_tokens=64)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="micro_batch_tokens=64 must be at least the longest sample, 128 tokens"):
         SFT(config)._survey(rows(tmp_path, [sample(1)]), SimpleNamespace(rank=0, world_size=1))  # type: ignore[arg-type]
