@@ -85,7 +85,7 @@ def restated(source: Path, family: Family, architecture: Architecture, settings:
     if values.get("model_type") != family.model_type:
         return dict(settings)
     stated = read_published(source, [family], ignore=values.keys())
-    free = {"max_position_embeddings": 0, "init_method_std": 0.0, "mtp_num_layers": 0}
+    free: dict[str, Any] = {"max_position_embeddings": 0, "init_method_std": 0.0, "mtp_num_layers": 0}
     if replace(stated.architecture.canonical(), **free) != replace(architecture.canonical(), **free) or stated.vocab_size != settings["vocab_size"]:
         return dict(settings)
     values.pop("quantization_config", None)
