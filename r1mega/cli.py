@@ -101,7 +101,8 @@ def convert(argv: Sequence[str]) -> int:
     made = single.convert(plugins.load(), options.target, options.source, options.folder, options.overrides, logits=options.check)
     difference = made["logits_difference"]
     told = "logits not compared" if difference is None else f"logits within {difference:.1e} nats of transformers'"
-    print(f"{options.folder}: {made['tensors']} tensors, {made['parameters']:,} parameters, every bit compared, {told}")
+    bits = f"every bit compared after {made['cast']} tensors were cast" if made.get("cast") else "every bit compared"
+    print(f"{options.folder}: {made['tensors']} tensors, {made['parameters']:,} parameters, {bits}, {told}")
     return 0
 
 

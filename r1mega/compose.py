@@ -171,6 +171,8 @@ class _Composer:
             plugin = self.registry.get("stages", str(kind))
         except UserError as error:
             raise ConfigError(f"override '{written}': {error}") from error
+        if str(kind) == file.stage:
+            return file
         takes = getattr(plugin.factory, "inputs", {})
         return NodeFile(str(kind), {name: of for name, of in file.inputs.items() if name in takes})
 

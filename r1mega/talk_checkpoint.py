@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from r1mega.policy.hugging_face.family import Family
 
 ARCHITECTURE, REWARD, CONFIG = "architecture.json", "reward.json", "config.json"
-GROUPS = ("template", "tokenizer", "precision")
+GROUPS = ("template", "tokenizer", "precision", "model")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_checkpoint(folder: Path, overrides: Sequence[str], host: Host) -> Check
     if not ours and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no checkpoint{'' if folder.is_dir() else ': there is no such folder'}; expected artifacts/checkpoint of a finished "
                         f"stage (with {ARCHITECTURE}) or a Hugging Face model (with {CONFIG})")
-    family, architecture, vocab_size = _our_model(folder) if ours else _their_model(folder)
+    family, architecture, vocab_size = _our_model(folder) if ours else _their_model(folder, settings.get("model", {}).get("ignore", []))
     files = folder / "tokenizer" if ours else folder
     tokenizer = _tokenizer(files, settings.get("tokenizer", {}), host)
     if tokenizer.vocab_size > vocab_size:
@@ -66,8 +66,8 @@ def _settings(overrides: Sequence[str], host: Host) -> dict[str, dict[str, Any]]
     for text in overrides:
         parsed = parse(text)
         group, _, key = parsed.key_or_group.partition(".")
-        if group not in GROUPS or parsed.is_delete() or (group == "tokenizer" and not key):
-            raise ConfigError(f"override '{text}': chat takes template=NAME, template.KEY=VALUE, tokenizer.KEY=VALUE and precision=NAME")
+        if group not in GROUPS or parsed.is_delete() or (group == "tokenizer" and not key) or (group == "model" and key != "ignore"):
+            raise ConfigError(f"override '{text}': chat takes template=NAME, template.KEY=VALUE, tokenizer.KEY=VALUE, precision=NAME and model.ignore=[KEY]")
         if key:
             values.append((group, key, parsed.value()))
         else:
@@ -93,10 +93,10 @@ def _our_model(folder: Path) -> tuple[None, Architecture, int]:
         raise DataError(f"{file}: not the architecture of a checkpoint: {error!r}") from error
 
 
-def _their_model(folder: Path) -> tuple[Family, Architecture, int]:
+def _their_model(folder: Path, ignore: Sequence[str]) -> tuple[Family, Architecture, int]:
     from r1mega.policy.hugging_face.config_json import read_published
 
-    published = read_published(folder)
+    published = read_published(folder, ignore=ignore)
     if published.is_reward_model:
         raise UserError(f"{folder} is a reward model, which has nothing to say; name one with a vocabulary's head")
     return published.family, published.architecture, published.vocab_size
@@ -132,9 +132,9 @@ def _template(folder: Path, files: Path, chosen: Mapping[str, Any] | None, ours:
         if "{question}" not in template.prompt:
             raise ConfigError("template.path must name a folder with a chat template")
         return template, "as given"
-    trained = _of_the_run(folder) if ours else None
+    trained = template_of_run(folder) if ours else None
     if trained is not None:
-        return trained
+        return trained, "the one of the run that made it"
     if has_template(files):
         try:  # an opening of the reasoning stays in the prompt: the model is asked exactly as its template asks
             return TemplateConfig(path=str(files), response="{response}"), f"the chat template in {files}"
@@ -143,7 +143,7 @@ def _template(folder: Path, files: Path, chosen: Mapping[str, Any] | None, ours:
     return TemplateConfig(), "plain text: the checkpoint has no chat template (template=NAME chooses one)"
 
 
-def _of_the_run(folder: Path) -> tuple[TemplateConfig, str] | None:
+def template_of_run(folder: Path) -> TemplateConfig | None:
     """The template of the stage that made the artifact, by the config.yaml beside it; None where there is none, or it is the plain question."""
     file = folder.resolve().parent.parent / "config.yaml"
     try:
@@ -155,4 +155,4 @@ def _of_the_run(folder: Path) -> tuple[TemplateConfig, str] | None:
         return None
     known = {key: value for key, value in stated.items() if key in ("prompt", "response", "turn", "system")}  # as the run read them, wherever from
     template = strict.build(TemplateConfig, known, f"{file}: template")
-    return (template, f"the one of the run ({file})") if template.prompt != "{question}" else None
+    return template if template.prompt != "{question}" else None

@@ -41,9 +41,12 @@ def main() -> int:
     given = parser.parse_args()
     if "RANK" in os.environ:
         return measure(given)
+    import torch
+
     ranks = TENSOR * STAGES * given.replicas
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), str(Path(__file__).resolve())]
-    return subprocess.run([*command, *sys.argv[1:]], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+    hidden = {} if torch.cuda.device_count() >= ranks else {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*command, *sys.argv[1:]], env={**os.environ, "OMP_NUM_THREADS": "1", **hidden}, check=False).returncode
 
 
 def measure(given: argparse.Namespace) -> int:

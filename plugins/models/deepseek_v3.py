@@ -142,15 +142,15 @@ def _read(settings: Settings) -> Architecture:
 
 
 def _read_experts(settings: Settings) -> MoE:
-    """One group is no grouping; a factor of 1 no scaling."""
+    """One group is no grouping. Nothing here has a default: transformers' are those of the 671B model."""
     settings.ignore("num_local_experts")  # transformers 5 repeats n_routed_experts under it
-    groups, size = settings.integer("n_group", 1), settings.integer("moe_intermediate_size")
-    chosen = settings.integer("topk_group", 1)
+    groups, size = settings.integer("n_group"), settings.integer("moe_intermediate_size")
+    chosen = settings.integer("topk_group")
     return MoE(num_moe_experts=settings.integer("n_routed_experts"), moe_ffn_hidden_size=size, moe_router_topk=settings.integer("num_experts_per_tok"),
                moe_shared_expert_intermediate_size=settings.integer("n_shared_experts") * size, moe_router_score_function="sigmoid",
                moe_router_num_groups=groups if groups > 1 else None, moe_router_group_topk=chosen if groups > 1 else None,
-               moe_router_topk_scaling_factor=settings.number("routed_scaling_factor", 1.0), moe_router_enable_expert_bias=True,
-               moe_router_pre_softmax=True, first_dense_layers=settings.count("first_k_dense_replace"))
+               moe_router_topk_scaling_factor=settings.number("routed_scaling_factor"), moe_router_enable_expert_bias=True,
+               moe_router_pre_softmax=True, first_dense_layers=settings.count("first_k_dense_replace", required=True))
 
 
 DEEPSEEK_V3 = Family("DeepSeek-V3", "deepseek_v3", "DeepseekV3ForCausalLM", _layer, _settings, _refusals, _read, PREDICTION)

@@ -64,14 +64,18 @@ def _refusals(a: Architecture) -> list[str]:
 def _read(settings: Settings) -> Architecture:
     settings.among("attention_bias", False)
     settings.among("decoder_sparse_step", 1)
-    dense = settings.given("mlp_only_layers") or []
-    if sorted(dense) != list(range(len(dense))):
+    settings.among("use_qk_norm", True, None)
+    settings.among("shared_expert_intermediate_size", 0, None)
+    dense = settings.listed("mlp_only_layers")
+    if {*dense} != {*range(len(dense))}:
         settings.refuse(f"mlp_only_layers={dense} (dense layers can only be the first ones)")
     experts = "num_experts" if settings.values.get("num_experts") is not None else "num_local_experts"  # as transformers 5 spells it
     settings.ignore("num_experts", "num_local_experts")
     moe = MoE(num_moe_experts=settings.integer(experts), moe_ffn_hidden_size=settings.integer("moe_intermediate_size"),
               moe_router_topk=settings.integer("num_experts_per_tok"), moe_router_score_function="softmax", moe_router_enable_expert_bias=False,
               moe_router_pre_softmax=not settings.boolean("norm_topk_prob", False), first_dense_layers=len(dense))
+    if moe.moe_router_topk > moe.num_moe_experts:
+        settings.refuse(f"num_experts_per_tok={moe.moe_router_topk} of {moe.num_moe_experts} experts")
     return Architecture(**read_common(settings), **read_grouped_query(settings), rope=read_rope(settings), qk_layernorm=True, moe=moe)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from r1mega.policy.hugging_face.export import Export
     from r1mega.policy.ranks import Ranks
 
+GENERATION = "generation_config.json"
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +41,7 @@ class ExportConfig(StageCommon):
 
     dtype: Literal["stored", "fp32", "bf16"] = "stored"  # the router's expert bias stays fp32
     shard_gigabytes: float = 5.0  # of a file, and of a rank's memory
+    conversation: Literal["template", "source"] = "template"  # whose chat template and generation_config.json: the recipe's, or those the tokenizer has
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
     check_logits: Literal["auto", "always", "never"] = "auto"  # against transformers, in fp32; auto: where it is installed and the model small enough
     check_logits_max_parameters: int = 500_000_000  # what small enough is
@@ -81,13 +83,17 @@ class ExportStage:
         def extra(folder: Path) -> None:
             from r1mega.policy.hugging_face.tokenizer import write_tokenizer
 
-            told["tokenizer_lacks"] = write_tokenizer(source / "tokenizer", tokenizer, config.template, folder)
+            told["tokenizer_lacks"] = write_tokenizer(source / "tokenizer", tokenizer, None if config.conversation == "source" else config.template, folder)
             if told["tokenizer_lacks"]:
                 _log.warning("transformers cannot use the exported tokenizer: it is %s", told["tokenizer_lacks"])
             if card is not None:
                 files.write_json(folder / CARD, vars(card))
                 return
-            files.write_json(folder / "generation_config.json", {"do_sample": True, **dataclasses.asdict(config.generation), "eos_token_id": tokenizer.eos_id})
+            released = source / "tokenizer" / GENERATION
+            if config.conversation == "source" and released.is_file():
+                files.write_bytes(folder / GENERATION, released.read_bytes())
+                return
+            files.write_json(folder / GENERATION, {"do_sample": True, **dataclasses.asdict(config.generation), "eos_token_id": tokenizer.eos_id})
 
         def check(folder: Path) -> None:
             told["logits_difference"] = self._check_logits(export, folder)

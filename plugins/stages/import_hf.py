@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,7 +16,7 @@ from r1mega.errors import ConfigError, DataError
 from r1mega.hookspecs import Register
 from r1mega.recipe.context import StageContext
 
-from ._setup import make, seal_checkpoint
+from ._setup import gather_of, make, seal_checkpoint
 
 if TYPE_CHECKING:
     from r1mega.hookspecs import Tokenizer
@@ -71,7 +72,7 @@ class ImportHF:
                               "takes language models")
         tokenizer = make("tokenizers", config.tokenizer, folder=folder)
         check_same_model(published, architecture, tokenizer)
-        difference = self._check_logits(published, architecture)
+        difference = self._check_logits(published, architecture, gather_of(config, context))
         policy = self._policy(published, architecture, config.precision)
         load_published(policy, folder, published.family)
         counts: dict[str, Any] = {}
@@ -90,17 +91,12 @@ class ImportHF:
         return Policy(architecture, vocab_size=published.vocab_size, parallel=config.parallel, precision=precision, seed=config.seed,
                       timeout_minutes=config.cluster.timeout_minutes)
 
-    def _check_logits(self, published: Published, architecture: Any) -> float | None:
+    def _check_logits(self, published: Published, architecture: Any, gather: Callable[[Any], list[Any]]) -> float | None:
         """On a model of its own in fp32. A collective."""
         from r1mega.policy.hugging_face import parity
-        from r1mega.policy.hugging_face.published import PublishedWeights
 
         config = self.config
-        weights = PublishedWeights(published.path.parent)
-        parameters = sum(_numel(weights.shape(name)) for name in weights.names)
-        reason = ("check_logits=never" if config.check_logits == "never" else "transformers is not installed" if not parity.transformers_installed()
-                  else "its weights are quantised" if "quantization_config" in published.settings
-                  else f"it has {parameters} parameters" if parameters > config.check_logits_max_parameters and config.check_logits == "auto" else "")
+        reason = next((told for told in gather(self._reason(published)) if told), "")  # nodes may differ in what is installed
         if reason:
             if config.check_logits == "always":
                 raise ConfigError(f"check_logits=always: the logits of {published.path.parent} cannot be compared with transformers': {reason}")
@@ -109,12 +105,24 @@ class ImportHF:
         policy = self._policy(published, architecture, PrecisionConfig(transformer_engine=False))
         return parity.check_logits(policy, published.path.parent, published.family, config.logits_tolerance)
 
+    def _reason(self, published: Published) -> str:
+        """Why the logits are not compared; "" where they are."""
+        from r1mega.policy.hugging_face import parity
+        from r1mega.policy.hugging_face.published import PublishedWeights
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
+        config = self.config
+        if config.check_logits == "never":
+            return "check_logits=never"
+        if not parity.transformers_installed():
+            return "transformers is not installed"
+        if "quantization_config" in published.settings:
+            return "its weights are quantised"
+        if config.check_logits == "auto":
+            weights = PublishedWeights(published.path.parent)
+            parameters = sum(math.prod(weights.shape(name)) for name in weights.names)
+            if parameters > config.check_logits_max_parameters:
+                return f"it has {parameters} parameters"
+        return ""
 
 
 def check_same_model(published: Published, architecture: Any, tokenizer: Tokenizer) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from r1mega import hookimpl
 from r1mega.errors import ConfigError, DataError
@@ -107,7 +106,7 @@ def _find(config: HuggingFaceConfig, folder: Path) -> Path:
 def _model_rows(folder: Path, tokens: int) -> int:
     """The rows of the model's vocabulary: releases round it up, so config.json may state more than there are tokens."""
     file = folder / "config.json"
-    rows = files.read_json(file).get("vocab_size") if file.is_file() else None
+    rows = files.read_object(file).get("vocab_size") if file.is_file() else None
     if rows is None:
         return tokens
     if not isinstance(rows, int) or rows < tokens:
@@ -121,12 +120,7 @@ def _stated_eos(folder: Path) -> Iterator[tuple[str, str | int]]:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            content: Any = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{file}: not valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{file}: expected a JSON object, got {type(content).__name__}")
+        content = files.read_object(file)
         for stated in (content.get("eos_token"), content.get("eos_token_id")):
             if isinstance(stated, dict):
                 stated = stated.get("content")

@@ -7,15 +7,15 @@ visible part alone is meant, which `rollout.prompts` takes out of them, as the t
 from __future__ import annotations
 
 import functools
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from r1mega.errors import ConfigError, DataError
+from r1mega.recipe import files
 from r1mega.rollout.prompts import render_prompt
 from r1mega.types import Prompt
 
@@ -90,7 +90,7 @@ def _template_in(file: Path) -> str:
         return ""
     if file.name == JINJA:
         return file.read_text(encoding="utf-8")
-    stated = _object(file).get("chat_template")
+    stated = files.read_object(file).get("chat_template")
     if isinstance(stated, list):  # several, by name: for tools, for retrieval, and the one for conversations
         named = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
         if "default" not in named:
@@ -105,21 +105,11 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     """The texts that templates know as bos_token, eos_token, ...; tokenizer_config.json goes before special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", CONFIG):
-        for key, value in (_object(folder / name).items() if (folder / name).is_file() else ()):
+        for key, value in (files.read_object(folder / name).items() if (folder / name).is_file() else ()):
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
                 found[key] = text
     return found
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 # --------------------------------------------------------------------------------------------------------------------------- the rendering

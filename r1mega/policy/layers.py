@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.router import TopKRouter
@@ -194,6 +195,7 @@ def adapt_spec(spec: Any) -> Any:
     if isinstance(spec, list | tuple):
         return type(spec)(adapt_spec(item) for item in spec)
     if isinstance(spec, MLASelfAttentionSubmodules) and spec.linear_kv_down_proj is ColumnParallelLinear:
+        multi_latent_attention.Linear = ReplicatedLinear  # which classes Megatron takes there is a fixed list; its own Linear is modelopt's, or None
         q_down = ReplicatedLinear if spec.linear_q_down_proj is ColumnParallelLinear else spec.linear_q_down_proj
         spec = dataclasses.replace(spec, linear_kv_down_proj=ReplicatedLinear, linear_q_down_proj=q_down)
     if isinstance(spec, ModuleSpec) or (dataclasses.is_dataclass(spec) and not isinstance(spec, type) and "Submodules" in type(spec).__name__):

@@ -176,10 +176,6 @@ def adapt_megatron_to_cpu() -> None:
     if not hasattr(random, "FP8GlobalStateManager"):  # recomputing a norm or an up projection asks it whether FP8 is on
         random.FP8GlobalStateManager = types.SimpleNamespace(is_fp8_enabled=lambda: False)
         random.activation_recompute_forward = random.fp8_autocast = lambda *a, **k: contextlib.nullcontext()
-    # The one name, of those MLA accepts for its down projections, that stands for "every rank has the whole weight" (see layers.py).
-    from r1mega.policy.layers import ReplicatedLinear
-
-    mla.Linear = ReplicatedLinear
     # gloo's all-to-all takes split sizes as numbers, not tensors.
     token_dispatcher.maybe_move_tensor_to_cpu = _split_sizes_to_numpy
     # gloo has neither an all-gather nor a reduce-scatter of unequal parts; expert-TP beside EP needs both.

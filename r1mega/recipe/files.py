@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from r1mega.errors import UserError
+from r1mega.errors import DataError, UserError
 
 
 def write_bytes(path: Path, data: bytes, before_rename: Callable[[], None] = lambda: None) -> None:
@@ -70,6 +70,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); it is written by r1mega: remove it and run again") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that someone else wrote. Raises `DataError` naming the file when it holds anything else."""
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def plain(value: Any) -> Any:

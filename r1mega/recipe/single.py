@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ from typing import Any, Literal
 from r1mega import compose
 from r1mega.errors import UserError
 from r1mega.plugins import Host
+from r1mega.policy.hugging_face.config_json import is_half_precision
 from r1mega.recipe import files, runner
 from r1mega.recipe.artifacts import RunFolder
+from r1mega.talk_checkpoint import template_of_run
 
 Target = Literal["hf", "megatron"]
 OURS, THEIRS = "architecture.json", "config.json"  # what says which kind of checkpoint a folder holds
@@ -35,15 +39,16 @@ class Held:
 
 def find(folder: Path) -> Held:
     """What kind of checkpoint a folder holds. Raises `UserError` where it holds none."""
-    folder = folder.expanduser().resolve()
+    folder = folder.resolve()
     ours, theirs = (folder / OURS).is_file(), (folder / THEIRS).is_file()
     if not (ours or theirs):
         raise UserError(f"{folder} holds no checkpoint: expected {THEIRS} (a Hugging Face folder) or {OURS} (artifacts/checkpoint of a stage)")
+    if (folder / "reward.json").is_file():
+        raise UserError(f"{folder} is a reward model (reward.json), which says nothing; in a recipe, the stage export takes one as its input reward_model")
     tokens = folder / "tokenizer" if ours else folder
     tokenizer = "sentencepiece" if not (tokens / "tokenizer.json").is_file() and (tokens / "tokenizer.model").is_file() else "huggingface"
-    stated = files.read_json(folder / THEIRS) if not ours else {}
-    precision = "fp32" if (stated.get("dtype") or stated.get("torch_dtype")) == "float32" else "bf16"
-    return Held(folder, not ours, ("model=released", f"model.path={_quoted(folder)}", f"tokenizer={tokenizer}", *(() if ours else (f"precision={precision}",))))
+    precision = () if ours else (f"precision={'bf16' if is_half_precision(folder) else 'fp32'}",)
+    return Held(folder, not ours, ("model=released", f"model.path={_quoted(folder)}", f"tokenizer={tokenizer}", *precision))
 
 
 def convert(host: Host, target: Target, source: Path, folder: Path, overrides: Sequence[str], *, logits: bool) -> dict[str, Any]:
@@ -56,13 +61,16 @@ def convert(host: Host, target: Target, source: Path, folder: Path, overrides: S
     if held.published != (target == "megatron"):
         kinds = {False: f"a checkpoint artifact ({OURS})", True: f"a Hugging Face folder ({THEIRS})"}
         raise UserError(f"convert {target}: {held.folder} is {kinds[held.published]} already; expected {kinds[not held.published]}")
-    folder = folder.expanduser().absolute()
-    if folder.exists():
-        raise UserError(f"{folder} exists; name a folder that does not, or remove this one")
+    folder = folder.absolute()
     work = folder.with_name(f".{folder.name}.converting")
+    if os.path.lexists(folder):
+        shutil.rmtree(work, ignore_errors=True)  # of a conversion that ended between its last two steps
+        raise UserError(f"{folder} exists; name a folder that does not, or remove this one")
+    if held.folder in folder.parents:
+        raise UserError(f"{folder} is inside {held.folder}, whose content it would change; name a folder elsewhere")
     first = "model" if target == "megatron" else "base"
-    written = [f"recipe=convert_{target}", f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}",
-               f"stages.model.check_logits={'always' if logits else 'never'}", *held.merged(overrides)]
+    written = [*held.merged(overrides), *(_conversation(held.folder, overrides) if target == "hf" else []), f"recipe=convert_{target}",
+               f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}", f"stages.model.check_logits={'always' if logits else 'never'}"]
     if code := runner.run(compose.compose_recipe(written, host), host):
         raise SystemExit(code)
     stage = RunFolder(work).stage("model")
@@ -78,13 +86,26 @@ def evaluate(host: Host, checkpoint: Path, overrides: Sequence[str]) -> Path:
     """Measure a checkpoint of either kind with the stage `evaluate`; returns the run folder (`output_dir`), whose summary.json has the measures."""
     held = find(checkpoint)
     kind = ["stages.base.stage=import_hf"] if held.published else []
-    written = ["recipe=evaluate", f"output_dir=runs/eval_{held.folder.name}", *kind, f"stages.base.path={_quoted(held.folder)}", *held.merged(overrides)]
+    name = f"eval_{held.folder.name}_{hashlib.sha256(str(held.folder).encode()).hexdigest()[:8]}"  # every artifact is called checkpoint
+    written = [f"output_dir={_quoted(Path('runs', name))}", *held.merged(overrides), "recipe=evaluate", *kind, f"stages.base.path={_quoted(held.folder)}"]
     recipe = compose.compose_recipe(written, host)
     if code := runner.run(recipe, host):
         raise SystemExit(code)
     return recipe.output_dir
 
 
-def _quoted(path: Path) -> str:
-    """As Hydra's grammar takes any text."""
-    return json.dumps(str(path), ensure_ascii=False)
+def _conversation(artifact: Path, overrides: Sequence[str]) -> list[str]:
+    """What the export says about conversations, unless the user does: the template that the run trained with, else what the release had."""
+    if any(text.startswith("template") for text in overrides):
+        return []
+    trained = template_of_run(artifact)
+    if trained is None:
+        return ["stages.model.conversation=source"]
+    return [f"template.{key}={_quoted(getattr(trained, key))}" for key in ("prompt", "response", "turn", "system")]
+
+
+def _quoted(text: str | Path) -> str:
+    """Any text in Hydra's grammar: in single quotes, where a backslash means something before a quote alone. Raises `UserError` for an interpolation."""
+    if "${" in str(text):
+        raise UserError(f"{text}: a path with '${{' cannot be given to a stage; rename it")
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(text)) + "'"

@@ -43,13 +43,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_that_begins_with_a_release_ends_in_one_that_transformers_loads(tmp_path: Path) -> None:
     """The release is a base that knows the format and few answers, so that there is something to learn from the first step on."""
     done(tmp_path, "run", "recipe=r1_zero_tiny", "output_dir=bases", "parallel=single", "stages.base.steps=150", "--only", "base")
-    done(tmp_path, "convert", "hf", "bases/stages/base/current/artifacts/checkpoint", "model", "template=zero_tiny")
+    done(tmp_path, "convert", "hf", "bases/stages/base/current/artifacts/checkpoint", "model")
     done(tmp_path, "run", "recipe=r1_zero_tiny", "model=released", "model.path=model", "tokenizer=huggingface", "stages.base.stage=import_hf",
          "stages.base.path=model", "output_dir=run", "stages.zero.steps=2", "stages.zero.prompts_per_rollout=8", "evaluation.max_problems=4")
     manifest = json.loads((tmp_path / "run/stages/base/current/manifest.json").read_text())
     assert manifest["metrics"]["logits_difference"] <= 1e-5
-    told = done(tmp_path, "convert", "hf", "run/stages/zero/current/artifacts/checkpoint", "zero", "template=zero_tiny", "--check")
+    told = done(tmp_path, "convert", "hf", "run/stages/zero/current/artifacts/checkpoint", "zero", "--check")
     assert "every bit compared, logits within" in told
+    conversation = [{"role": "user", "content": "1+1="}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "zero")
+    assert tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False) == "1+1=\n", "not the template that zero trained with"
     trained, before = hf.tensors(tmp_path / "zero"), hf.tensors(tmp_path / "model")
     assert trained.keys() == before.keys()
     assert sum(not torch.equal(trained[name], before[name]) for name in before) > len(before) / 2, "two updates must have moved the weights"
@@ -62,13 +65,19 @@ def test_a_recipe_that_begins_with_a_release_ends_in_one_that_transformers_loads
 
 
 def test_there_and_back_the_bits_are_the_same(work: Path) -> None:
+    """And so are the config.json, the chat template and the recommended sampling of the release, in a folder of an awkward name."""
+    (work / "model/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (work / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "temperature": 0.3}))
     assert "logits within" in done(work, "convert", "megatron", "model", "there", "--check")
-    done(work, "convert", "hf", "there", "back")
+    done(work, "convert", "hf", "there", "it's = back, {and} \\")
+    (work / "it's = back, {and} \\").rename(work / "back")
     there, back = hf.tensors(work / "model"), hf.tensors(work / "back")
     assert there.keys() == back.keys()
     assert all(torch.equal(there[name].view(torch.uint8), back[name].view(torch.uint8)) for name in there)
     configs = [json.loads((work / name / "config.json").read_text()) for name in ("model", "back")]
     assert configs[0] == configs[1], "an unchanged model keeps the release's own config.json"
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer.json"):
+        assert (work / "back" / name).read_bytes() == (work / "model" / name).read_bytes(), name
     again = r1mega(work, "convert", "megatron", "model", "there")
     assert again.returncode == 2
     assert "there exists" in again.stderr

@@ -9,11 +9,12 @@ from typing import Any
 
 import hf_models as export_cases
 import pytest
+import torch
 from r1mega_plugins.models.released import ReleasedConfig, released
 
 from r1mega.errors import ConfigError, DataError
 from r1mega.policy.architecture import MLA, Architecture, MoE, Rope
-from r1mega.policy.hugging_face.config_json import read_published
+from r1mega.policy.hugging_face.config_json import is_half_precision, read_published
 
 # As the releases state them, every key.
 RELEASED: dict[str, tuple[dict[str, Any], Architecture, int]] = {
@@ -107,6 +108,16 @@ def test_what_an_export_states_is_read_as_the_same_model_in_both_spellings(case:
     ("DeepSeek-V3", {"rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0}}, "rope mscale_all_dim=None"),
     ("DeepSeek-V3", {"num_experts_per_tok": 6}, "topk must be twice group_topk"),
     ("DeepSeek-V3", {"kv_lora_rank": None}, "kv_lora_rank=None"),
+    ("DeepSeek-V3", {"n_group": None}, "n_group=None"),
+    ("DeepSeek-V3", {"routed_scaling_factor": float("inf")}, "routed_scaling_factor=inf"),
+    ("DeepSeek-V3", {"rope_scaling": "linear"}, "rope_scaling='linear'"),
+    ("Qwen2.5-Math-1.5B", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2]}}, r"rope mrope_section=\[1, 2\]"),
+    ("Qwen2.5-Math-1.5B", {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ("Qwen2.5-Math-1.5B", {"num_key_value_heads": 5}, "num_key_value_heads=5, which does not divide num_attention_heads=12"),
+    ("Qwen2.5-Math-1.5B", {"layer_types": 5}, "layer_types=5"),
+    ("Qwen3-30B-A3B", {"num_experts_per_tok": 200}, "num_experts_per_tok=200 of 128 experts"),
+    ("Qwen3-30B-A3B", {"mlp_only_layers": 3}, "mlp_only_layers=3"),
+    ("Qwen3-30B-A3B", {"model_type": ["qwen3_moe"]}, "of no known family"),
     ("Qwen2.5-Math-1.5B", {"use_sliding_window": True}, "use_sliding_window=True"),
     ("Qwen2.5-Math-1.5B", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     ("Qwen2.5-Math-1.5B", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, "rope type 'yarn'"),
@@ -136,6 +147,25 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
         read_published(write(tmp_path, values))
     for told in ("mlp_bias=True", "hidden_act=relu", "extra=3", "hidden_size is missing"):
         assert told in str(caught.value)
+
+
+def test_where_both_spellings_of_the_rope_are_there_the_older_counts_as_in_transformers(tmp_path: Path) -> None:
+    values, architecture, _ = RELEASED["Llama-3.1-8B"]
+    both = values | {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+    assert read_published(write(tmp_path, both)).architecture == architecture
+
+
+@pytest.mark.parametrize(("formats", "half"), [((torch.bfloat16,), True), ((torch.bfloat16, torch.float8_e4m3fn), True), ((torch.float16,), False),
+                                               ((torch.bfloat16, torch.float32), False)])
+def test_the_format_of_the_weights_is_that_of_the_files(formats: tuple[torch.dtype, ...], half: bool, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"w{number}": torch.ones(2, 3).to(dtype) for number, dtype in enumerate(formats)}
+    save_file(tensors | {"w0_scale_inv": torch.ones(1, 1), "bias": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert is_half_precision(tmp_path) == half
+    (tmp_path / "model.safetensors").write_bytes(b"123456789")
+    with pytest.raises(DataError, match="not a whole safetensors file"):
+        is_half_precision(tmp_path)
 
 
 def test_a_key_may_be_declared_harmless(tmp_path: Path) -> None:
@@ -169,7 +199,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_prediction_layers_may_be_left_out(tmp_path: Path) -> None:
     import policy_models as models
-    import torch
 
     from r1mega.policy.hugging_face.load import load_published
 
@@ -191,8 +220,11 @@ def test_an_export_keeps_the_releases_own_keys(tmp_path: Path) -> None:
                 "max_position_embeddings": 163840}
     source = tmp_path / "config.json"
     made = restated(source, family, replace(architecture, mtp_num_layers=0), settings)
-    assert made == {**{key: value for key, value in values.items() if key != "quantization_config"}, "note": "kept", "torch_dtype": "float32",
-                    "num_nextn_predict_layers": 0}
+    kept = {key: value for key, value in values.items() if key not in ("quantization_config", "auto_map")}
+    assert made == {**kept, "note": "kept", "torch_dtype": "float32", "num_nextn_predict_layers": 0}
+    assert restated(source, family, architecture, settings | {"eos_token_id": 7})["eos_token_id"] == 7
+    scored = restated(source, family, architecture, settings | {"num_labels": 1, "pad_token_id": None, "eos_token_id": 1})
+    assert (scored["num_labels"], scored["pad_token_id"]) == (1, None)
     assert restated(source, family, replace(architecture, num_layers=60), settings) == settings, "another model is described anew"
     assert restated(source, family, architecture, settings | {"vocab_size": 7})["vocab_size"] == 7
     assert restated(tmp_path / "none.json", family, architecture, settings) == settings

@@ -106,6 +106,33 @@ def test_another_familys_table_does_not_fit(qwen3: tuple[Policy, Path]) -> None:
         map_tensors(QWEN2, models.gqa(add_qkv_bias=True), models.VOCAB, StoredWeights(qwen3[1]).shapes, "here")
 
 
+def test_a_tied_release_may_repeat_its_embedding_as_a_head(tmp_path: Path) -> None:
+    family, architecture = CASES["qwen2-tied"]
+    policy = models.build(architecture)
+    folder = exported(policy, family, tmp_path, shard_bytes=10**9)
+    path = folder / "model-00001-of-00001.safetensors"
+    (folder / INDEX).unlink()
+    path.rename(path := folder / "model.safetensors")
+    whole = load_file(path)
+    embedding = whole["model.embed_tokens.weight"]
+    save_file(whole | {"lm_head.weight": embedding.clone()}, path)
+    load_published(policy, folder, family)
+    save_file(whole | {"lm_head.weight": embedding + 1}, path)
+    with pytest.raises(UserError, match=r"numbers differ: lm_head\.weight is no copy of model\.embed_tokens\.weight"):
+        load_published(policy, folder, family)
+
+
+def test_a_head_of_its_own_in_a_prediction_layer_is_refused(tmp_path: Path) -> None:
+    family, architecture = CASES["deepseek-v3-yarn-prediction"]
+    policy = models.build(architecture)
+    folder = exported(policy, family, tmp_path, shard_bytes=10**9)
+    path = folder / "model-00001-of-00001.safetensors"
+    whole, name = load_file(path), "model.layers.2.shared_head.head.weight"
+    save_file(whole | {name: whole[name][:3].clone()}, path)
+    with pytest.raises(UserError, match=rf"numbers differ: {name} is no copy of lm_head\.weight"):
+        load_published(policy, folder, family)
+
+
 def test_a_written_file_that_differs_is_noticed_by_tensor(qwen3: tuple[Policy, Path], tmp_path: Path) -> None:
     policy, source = qwen3
     stored = StoredWeights(source)

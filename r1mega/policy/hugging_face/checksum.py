@@ -1,7 +1,7 @@
 """Checksums of tensors that add up over their shards: whoever holds a part computes its share, and the sum is that of the whole.
 
 Of a tensor's numbers as integers x[r, c] (their bits): the sum of x, of (r + 1) x and of (c + 1) x, modulo 2^64. A stale, truncated or half-filled
-tensor has another, and so has one whose rows or columns changed places. They guard against mistakes and damage, not against malice.
+tensor has another in all practice, and so has one whose rows or columns changed places. They guard against mistakes and damage, not against malice.
 """
 
 from __future__ import annotations

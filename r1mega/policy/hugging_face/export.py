@@ -58,7 +58,7 @@ def export_weights(export: Export, ranks: Ranks, folder: Path, *, before_rename:
     been compared. Returns counts. Raises `UserError` for weights that the family's table does not fit, `R1MegaError` naming the tensor whose written bytes
     are not the checkpoint's. On any error the temporary folder is gone and an earlier export is as it was.
     """
-    stored = storage.on_every_rank(ranks, f"cannot read {export.source}", export.source, lambda: StoredWeights(export.source))
+    stored = storage.on_every_rank(ranks, f"cannot read {export.source}", None, lambda: StoredWeights(export.source))
     units = map_tensors(export.family, export.architecture, export.vocab_size, stored.shapes, str(export.source), reward=export.reward)
 
     def dtype_of(unit: Unit) -> torch.dtype:

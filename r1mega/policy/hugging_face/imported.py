@@ -22,7 +22,7 @@ def check_imported(ranks: Ranks, artifact: Path, folder: Path, family: Family, a
     Returns counts: tensors and parameters of theirs, and how many of the tensors were stored in another format. Raises `R1MegaError` naming the first
     tensor that differs.
     """
-    stored = storage.on_every_rank(ranks, f"cannot read {artifact}", artifact, lambda: StoredWeights(artifact))
+    stored = storage.on_every_rank(ranks, f"cannot read {artifact}", None, lambda: StoredWeights(artifact))
     units = map_tensors(family, architecture, vocab_size, stored.shapes, str(artifact))
 
     def compare() -> tuple[int, int, int]:
@@ -37,6 +37,6 @@ def check_imported(ranks: Ranks, artifact: Path, folder: Path, family: Family, a
             casts += len(unit.parts) * (theirs.dtype != ours.dtype)
         return tensors, parameters, casts
 
-    mine = storage.on_every_rank(ranks, f"the import of {folder} fails its check", artifact, compare)
+    mine = storage.on_every_rank(ranks, f"the import of {folder} fails its check", None, compare)
     tensors, parameters, casts = (sum(column) for column in zip(*storage.gather(ranks, mine), strict=True))
     return {"tensors": tensors, "parameters": parameters, "cast": casts}

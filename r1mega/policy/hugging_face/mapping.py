@@ -96,7 +96,8 @@ def map_tensors(family: Family, architecture: Architecture, vocab_size: int, sha
 
 def report_problems(what: str, problems: Mapping[str, Sequence[str]]) -> None:
     """Raise `UserError` with the first of each kind of problem and how many more there are; nothing where there are none."""
-    told = [f"{kind}: {', '.join(items[:4])}{f' and {len(items) - 4} more' if len(items) > 4 else ''}" for kind, items in problems.items() if items]
+    distinct = {kind: list(dict.fromkeys(items)) for kind, items in problems.items() if items}  # stacked layers say the same
+    told = [f"{kind}: {', '.join(items[:4])}{f' and {len(items) - 4} more' if len(items) > 4 else ''}" for kind, items in distinct.items()]
     if told:
         raise UserError(f"{what}: {'; '.join(told)}. Use the model configuration that the weights were made with")
 

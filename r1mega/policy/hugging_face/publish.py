@@ -102,8 +102,14 @@ class Publisher:
         self._device, self._rank = policy.platform.device, policy.ranks.rank
         self.receives = everyone or self._rank == 0
         self._units = map_tensors(family, policy.architecture, policy.options.vocab_size, own_tensors(policy), "this model")
-        mine = [Owned(region.unit, region.row, len(region.data), region.column, region.data.shape[1] if region.data.dim() > 1 else 1, region.data.dtype)
-                for region in regions(policy, self._units) if region.owned]
+        if policy.reward_head == "train":
+            raise UserError("a reward model cannot be published: generators take language models; the stage export writes it for a server")
+
+        def owned() -> list[Owned]:
+            return [Owned(region.unit, region.row, len(region.data), region.column, region.data.shape[1] if region.data.dim() > 1 else 1, region.data.dtype)
+                    for region in regions(policy, self._units) if region.owned]
+
+        mine = storage.on_every_rank(policy.ranks, "cannot plan how the weights are published", None, owned)
         self.plans = plan_buckets(self._units, storage.gather(policy.ranks, mine), dtype, bucket_bytes)
         self._slots = [slot for plan in self.plans for slot in plan.slots]
         held = [plan for plan in self.plans if self.receives or self._rank in plan.senders]

@@ -109,6 +109,14 @@ class PublishedWeights:
         for name, ours, theirs in found:
             self._copy(target[ours], name, theirs, columns)
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same bits."""
+        first, second = (self._where[name].tensors[name] for name in (one, other))
+        if (first.format, first.shape) != (second.format, second.shape):
+            return False
+        pieces = zip(self._where[one].pieces(one, 0, first.shape[0]), self._where[other].pieces(other, 0, first.shape[0]), strict=True)
+        return all(torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8)) for (_, mine), (_, theirs) in pieces)
+
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor."""
         shape = self.shape(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -39,15 +40,16 @@ class Settings:
         self._asked.add(name)
         return None if self.values.get(name) is None else self.integer(name)
 
-    def count(self, name: str) -> int:
-        """A whole number of at least 0; 0 where the key is absent or null."""
+    def count(self, name: str, *, required: bool = False) -> int:
+        """A whole number of at least 0; 0 where the key is absent or null, unless it is required."""
         self._asked.add(name)
-        return self.integer(name) if self.values.get(name) else 0
+        absent = self.values.get(name) is None
+        return self.integer(name) if self.values.get(name) or (absent and required) else 0
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """A number above 0."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             return self._wrong(name, value, "a number above 0", 1.0)  # type: ignore[no-any-return]
         return float(value)
 
@@ -66,6 +68,16 @@ class Settings:
         """A value as it is; None where the key is absent."""
         self._asked.add(name)
         return self.values.get(name)
+
+    def listed(self, name: str) -> list[Any]:
+        """A list; empty where the key is absent or null."""
+        value = self._value(name, [])
+        return value if isinstance(value, list) else self._wrong(name, value, "a list", [])  # type: ignore[no-any-return]
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object, as a copy; empty where the key is absent or null."""
+        value = self._value(name, {})
+        return dict(value) if isinstance(value, dict) else self._wrong(name, value, "an object", {})  # type: ignore[no-any-return]
 
     def ignore(self, *names: str) -> None:
         """Keys that change nothing in this family, whatever their values."""
@@ -100,7 +112,7 @@ def read_common(settings: Settings) -> dict[str, Any]:
     return {"num_layers": settings.integer("num_hidden_layers"), "hidden_size": settings.integer("hidden_size"),
             "ffn_hidden_size": settings.integer("intermediate_size"), "num_attention_heads": settings.integer("num_attention_heads"),
             "max_position_embeddings": settings.integer("max_position_embeddings"), "layernorm_epsilon": settings.number("rms_norm_eps", 1e-6),
-            "tied_embeddings": settings.boolean("tie_word_embeddings", False), "init_method_std": float(settings.given("initializer_range") or 0.02)}
+            "tied_embeddings": settings.boolean("tie_word_embeddings", False), "init_method_std": settings.number("initializer_range", 0.02)}
 
 
 def read_grouped_query(settings: Settings) -> dict[str, Any]:
@@ -110,17 +122,22 @@ def read_grouped_query(settings: Settings) -> dict[str, Any]:
     if "use_sliding_window" not in settings.values:
         settings.among("sliding_window", None)
     settings.ignore("sliding_window", "max_window_layers")  # read with use_sliding_window alone
-    if other := sorted({kind for kind in settings.given("layer_types") or () if kind != "full_attention"}):
-        settings.refuse(f"layer_types with {', '.join(map(str, other))} (only full_attention can be expressed)")
-    return {"num_query_groups": settings.integer("num_key_value_heads", heads), "kv_channels": settings.integer("head_dim", hidden // heads)}
+    if other := sorted({str(kind) for kind in settings.listed("layer_types") if kind != "full_attention"}):
+        settings.refuse(f"layer_types with {', '.join(other)} (only full_attention can be expressed)")
+    groups = settings.integer("num_key_value_heads", heads)
+    if heads % groups:
+        settings.refuse(f"num_key_value_heads={groups}, which does not divide num_attention_heads={heads}")
+    if settings.given("head_dim") is None and hidden % heads:
+        settings.refuse(f"num_attention_heads={heads}, which does not divide hidden_size={hidden}, without head_dim")
+    return {"num_query_groups": groups, "kv_channels": settings.integer("head_dim", max(1, hidden // heads))}
 
 
 def read_rope(settings: Settings, *, llama3: bool = False, yarn: bool = False) -> Rope:
     """The rotary embedding: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of 5."""
-    newer = settings.given("rope_parameters")
-    scaling = dict(newer or settings.given("rope_scaling") or {})
-    settings.ignore("rope_scaling")
-    theta = scaling.pop("rope_theta", settings.given("rope_theta"))
+    newer, older = settings.mapping("rope_parameters"), settings.mapping("rope_scaling")
+    scaling = older or dict(newer)  # where both are there, transformers goes by the older
+    stated = [theta for theta in (scaling.pop("rope_theta", None), newer.get("rope_theta"), settings.given("rope_theta")) if theta is not None]
+    theta = stated[0] if stated else None
     base = 10000.0 if theta is None else theta
     if isinstance(base, bool) or not isinstance(base, int | float) or not base > 0:
         settings.refuse(f"rope_theta={base!r} (expected a number above 0)")
@@ -132,6 +149,7 @@ def read_rope(settings: Settings, *, llama3: bool = False, yarn: bool = False) -
     if scaling.pop("partial_rotary_factor", 1.0) != 1.0:
         settings.refuse("partial_rotary_factor other than 1")
     if kind == "default":
+        _nothing_left(settings, scaling)
         return Rope(rotary_base=float(base))
     if kind == "llama3" and llama3:
         return _llama3(settings, scaling, float(base))
@@ -149,8 +167,8 @@ def _llama3(settings: Settings, scaling: dict[str, Any], base: float) -> Rope:
         if (found := scaling.pop(name, None)) != value:
             settings.refuse(f"rope {name}={found} (Megatron-Core's Llama 3 scaling has {value})")
     _nothing_left(settings, scaling)
-    if isinstance(factor, bool) or not isinstance(factor, int | float):
-        settings.refuse(f"rope factor={factor!r} (expected a number)")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        settings.refuse(f"rope factor={factor!r} (expected a number above 0)")
         return Rope()
     return Rope(rotary_base=base, llama3_scaling_factor=float(factor))
 

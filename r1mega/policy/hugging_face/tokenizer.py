@@ -17,18 +17,19 @@ from r1mega.recipe import files
 if TYPE_CHECKING:
     from r1mega.hookspecs import Tokenizer
 
-JSON, MAP, MODEL = "tokenizer.json", "special_tokens_map.json", "tokenizer.model"
+JSON, MODEL = "tokenizer.json", "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's inner name for a space
 _SAMPLES = 300  # random texts on which a converted tokenizer must agree with its original
 
 
-def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig, folder: Path) -> str:
+def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig | None, folder: Path) -> str:
     """Put the tokenizer of a checkpoint's folder `source` into `folder` and return what is missing for transformers to use it, or "".
 
     A Hugging Face tokenizer's files are copied. A SentencePiece model is converted if that is exact, as far as random texts in its own pieces, in
     characters it does not know, and in Chinese tell; the model itself is there in any case. Only the text of U+2581 (with bytes for unknown characters)
     and that of the end-of-sequence token encode differently: the latter is the token itself, as chat templates need it. The end-of-sequence
-    token is the recipe's, and so is the chat template: the source's own file where the recipe's template was read from it, else one made of its strings.
+    token is the recipe's, and so is the chat template: the source's own file where the recipe's template was read from it, else one made of its strings;
+    with `template` None whatever the source has.
     """
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     problem = ""
@@ -38,6 +39,8 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
         from tokenizers import Tokenizer as Whole
 
         ids = {int(token): text for text, token in Whole.from_file(str(source / JSON)).get_vocab(with_added_tokens=True).items()}
+        if tokenizer.eos_id not in ids:
+            raise UserError(f"{source / JSON} has no token {tokenizer.eos_id}, which is stated as the end of sequence; set tokenizer.eos_token")
         config["eos_token"] = ids[tokenizer.eos_id]
     elif (source / MODEL).is_file():
         files.write_bytes(folder / MODEL, (source / MODEL).read_bytes())
@@ -50,18 +53,18 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
         for path in sorted(source.iterdir()):
             files.write_bytes(folder / path.name, path.read_bytes())
         return f"its own files only: neither {JSON} nor {MODEL} is among them"
-    _write_chat_template(Path(template.path).parent if template.path else source, template, config, folder)
+    _write_chat_template(Path(template.path).parent if template and template.path else source, template, config, folder)
     return ""
 
 
-def _write_chat_template(origin: Path, template: TemplateConfig, config: dict[str, Any], folder: Path) -> None:
+def _write_chat_template(origin: Path, template: TemplateConfig | None, config: dict[str, Any], folder: Path) -> None:
     """tokenizer_config.json, with the chat template of the folder `origin` as it is where it says what the recipe's template says, else with the recipe's."""
     stated = files.read_json(origin / CONFIG).get("chat_template") if (origin / CONFIG).is_file() else None
     own = [name for name in (JINJA, LEGACY) if (origin / name).is_file()]
     for name in own:
         files.write_bytes(folder / name, (origin / name).read_bytes())
     _write_config(config, stated, folder)
-    if not _says(folder, template):
+    if template is not None and not _says(folder, template):
         for name in own:
             (folder / name).unlink()
         made = chat_template(template)
