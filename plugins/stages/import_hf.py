@@ -89,7 +89,7 @@ class ImportHF:
 
         config = self.config
         return Policy(architecture, vocab_size=published.vocab_size, parallel=config.parallel, precision=precision, seed=config.seed,
-                      timeout_minutes=config.cluster.timeout_minutes)
+                      timeout_minutes=config.cluster.timeout_minutes, draw=False)
 
     def _check_logits(self, published: Published, architecture: Any, gather: Callable[[Any], list[Any]]) -> float | None:
         """On a model of its own in fp32. A collective."""

@@ -51,12 +51,13 @@ class Policy:
 
     def __init__(self, architecture: Architecture, *, vocab_size: int, parallel: ParallelConfig, precision: PrecisionConfig, seed: int,
                  optimizer: OptimizerConfig | None = None, training_steps: int = 0, terms: build.TrainingTerms | None = None,
-                 temperature: float = 1.0, reward_head: RewardHead = "none", timeout_minutes: float = 10.0) -> None:
+                 temperature: float = 1.0, reward_head: RewardHead = "none", timeout_minutes: float = 10.0,
+                 draw: bool = True) -> None:
         """Build everything on this rank. Without `optimizer` the policy can only score and generate.
 
         With `reward_head="train"` this is a reward model: passes return the scalar head's values, the vocabulary's head is frozen. With "score"
         it is a policy that can also hold a reward model's weights (`WeightSets.load_artifact`) and return its `values`; the head itself belongs to
-        no checkpoint of the policy.
+        no checkpoint of the policy. Without `draw` the weights are whatever the memory held: for a caller that loads all of them.
         """
         terms = terms or build.TrainingTerms()
         self.platform = get_platform()
@@ -72,7 +73,8 @@ class Policy:
         self.config = build.transformer_config(architecture, parallel, precision, terms, transformer_engine=self.transformer_engine)
         with building_on_cpu(self.platform), drawn_later():
             self.chunks = build.build_chunks(self.config, architecture, self.options, self.platform, transformer_engine=self.transformer_engine)
-        initialize_weights(self.chunks, seed)
+        if draw:
+            initialize_weights(self.chunks, seed)
         self._freeze()
         self.models: list[Any] = list(self.chunks)
         self.optimizer: Any = None

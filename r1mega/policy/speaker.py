@@ -19,7 +19,7 @@ class Speaker:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         precision = checkpoint.precision or PrecisionConfig(params_dtype="bf16" if get_platform().device.type == "cuda" else "fp32")
-        policy = Policy(checkpoint.architecture, vocab_size=checkpoint.vocab_size, parallel=ParallelConfig(), precision=precision, seed=0)
+        policy = Policy(checkpoint.architecture, vocab_size=checkpoint.vocab_size, parallel=ParallelConfig(), precision=precision, seed=0, draw=False)
         if checkpoint.family is None:
             load_artifact(policy, checkpoint.folder)
         else:

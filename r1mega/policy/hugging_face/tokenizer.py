@@ -17,7 +17,7 @@ from r1mega.recipe import files
 if TYPE_CHECKING:
     from r1mega.hookspecs import Tokenizer
 
-JSON, MODEL = "tokenizer.json", "tokenizer.model"
+JSON, MAP, MODEL = "tokenizer.json", "special_tokens_map.json", "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's inner name for a space
 _SAMPLES = 300  # random texts on which a converted tokenizer must agree with its original
 
@@ -42,6 +42,9 @@ def write_tokenizer(source: Path, tokenizer: Tokenizer, template: TemplateConfig
         if tokenizer.eos_id not in ids:
             raise UserError(f"{source / JSON} has no token {tokenizer.eos_id}, which is stated as the end of sequence; set tokenizer.eos_token")
         config["eos_token"] = ids[tokenizer.eos_id]
+        stated = files.read_object(source / MAP).get("eos_token") if (source / MAP).is_file() else None
+        if (stated.get("content") if isinstance(stated, dict) else stated) == config["eos_token"]:
+            files.write_bytes(folder / MAP, (source / MAP).read_bytes())
     elif (source / MODEL).is_file():
         files.write_bytes(folder / MODEL, (source / MODEL).read_bytes())
         converted, problem = _convert(source / MODEL, tokenizer)
