@@ -91,7 +91,7 @@ def convert(argv: Sequence[str]) -> int:
     parser.add_argument("target", choices=("hf", "megatron"), help="what to make")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="hf: a stage's artifacts/checkpoint; megatron: a Hugging Face folder")
     parser.add_argument("folder", type=Path, metavar="TARGET", help="the folder to make")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the stage that converts, such as "
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings of the stage that converts, such as "
                         "parallel.tensor_model_parallel_size=8, precision=fp32, stages.model.dtype=bf16, stages.model.shard_gigabytes=2")
     parser.add_argument("--check", action="store_true", help="compare what transformers and r1mega compute with it, on random tokens in fp32")
     options = parser.parse_intermixed_args(argv)
@@ -110,7 +110,8 @@ def evaluate(argv: Sequence[str]) -> int:
     """Measure a checkpoint, ours or a Hugging Face folder: benchmark=NAME task.path=FILE, or task=NAME, and any settings of the stage evaluate."""
     parser = _parser("eval", evaluate)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a stage's artifacts/checkpoint, or a Hugging Face folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="benchmark=NAME, task.path=FILE, evaluation.samples=N, output_dir=FOLDER, ...")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value",
+                        help="benchmark=NAME, task.path=FILE, evaluation.samples=N, output_dir=FOLDER, ...")
     parser.add_argument("--json", action="store_true", help="print the measures as one JSON object on the last line")
     options = parser.parse_intermixed_args(argv)
     from r1mega import plugins

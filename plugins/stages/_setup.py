@@ -125,6 +125,9 @@ def encode_split(task: Task, split: str, config: StageCommon, tokenizer: Tokeniz
 def encode_prompts(prompts: Sequence[Prompt], split: str, config: StageCommon, tokenizer: Tokenizer, max_tokens: int) -> list[EncodedPrompt]:
     """Prompts in the template, without those that leave no room for a completion. Raises `ConfigError` when not one of them does."""
     room = make("models", config.model).max_position_embeddings - max_tokens
+    if room <= 0:
+        raise ConfigError(f"rollout.max_tokens={max_tokens} leaves no room for a prompt within the model's max_position_embeddings={room + max_tokens}; "
+                          f"lower rollout.max_tokens below {room + max_tokens}")
     template = config.template
     kept, dropped = drop_too_long([encode_prompt(prompt, template.prompt, tokenizer, template.turn, template.system) for prompt in prompts], room)
     if not kept:

@@ -62,6 +62,8 @@ class Import:
 def _check(source: Path) -> int:
     """Bytes of the files that have a checksum, each compared with it: the weights, the tokenizer, a reward model's card."""
     missing = [name for name in NEEDED if not (source / name).exists()]
+    if missing and (source / "config.json").is_file():
+        raise DataError(f"{source} is a Hugging Face folder; this stage takes checkpoint artifacts: choose stages.<name>.stage=import_hf")
     if missing:
         raise DataError(f"{source} is no checkpoint artifact: it has no {', '.join(missing)}; name the folder artifacts/checkpoint of a finished stage")
     recorded: Mapping[str, str] = files.read_json(source / "checksums.json")

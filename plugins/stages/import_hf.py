@@ -99,7 +99,8 @@ class ImportHF:
         reason = next((told for told in gather(self._reason(published)) if told), "")  # nodes may differ in what is installed
         if reason:
             if config.check_logits == "always":
-                raise ConfigError(f"check_logits=always: the logits of {published.path.parent} cannot be compared with transformers': {reason}")
+                raise ConfigError(f"check_logits=always: the logits of {published.path.parent} cannot be compared with transformers': {reason}; "
+                                  "leave the check out (check_logits=never, no --check)")
             _log.info("logits are not compared with transformers': %s", reason)
             return None
         policy = self._policy(published, architecture, PrecisionConfig(transformer_engine=False))

@@ -56,7 +56,8 @@ class SentencePiece:
         self.config = config
         file = folder / FILE
         if not file.is_file():
-            raise DataError(f"{file}: no such file; a sentencepiece tokenizer's folder holds {FILE}")
+            hint = "; set tokenizer=huggingface for the tokenizer.json that is there" if (folder / "tokenizer.json").is_file() else ""
+            raise DataError(f"{file}: no such file; a sentencepiece tokenizer's folder holds {FILE}{hint}")
         self._model = file.read_bytes()
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)

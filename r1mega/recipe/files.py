@@ -72,12 +72,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); it is written by r1mega: remove it and run again") from error
 
 
+def share(path: Path) -> None:
+    """Give a file the permissions that this process gives new files; some libraries leave theirs to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file that someone else wrote. Raises `DataError` naming the file when it holds anything else."""
     try:
         content: Any = json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: permission denied: this user may not read it") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

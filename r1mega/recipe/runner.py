@@ -44,8 +44,8 @@ class Interrupted(BaseException):
 
 
 def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | None = None, again: Rebuild = NOTHING,
-        dry_run: bool = False) -> int:
-    """Run or resume `recipe` in its output folder.
+        dry_run: bool = False, report: bool = True) -> int:
+    """Run or resume `recipe` in its output folder; at the end comes the report, unless there is to be none.
 
     `only` runs that stage alone, `from_` that stage and all that depend on it; both leave done stages as they are and need the earlier ones
     done. `again` says what to make although it is done, also beside them. Returns 0, or 130/143 after SIGINT/SIGTERM. Raises `UserError` (a graph,
@@ -77,15 +77,19 @@ def run(recipe: Recipe, host: Host, *, only: str | None = None, from_: str | Non
             try:
                 work.execute(chosen, again)
             except StageFailed:
-                work.report()
+                if report:
+                    work.report()
                 raise
-            work.report()
+            if report:
+                work.report()
     except Interrupted as error:
         print(f"r1mega: {error}; the same command resumes", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.errno not in _STORAGE:
             raise
+        if error.filename and not Path(error.filename).absolute().is_relative_to(folder.root):
+            raise UserError(f"{error.filename}: {_STORAGE[error.errno]}") from error
         raise UserError(f"output_dir={folder.root}: {_STORAGE[error.errno]} ({error.filename or error}); make room or choose another folder, "
                         "then run again: finished work is kept") from error
     return 0

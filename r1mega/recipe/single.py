@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from r1mega import compose
+from r1mega.config import TemplateConfig
+from r1mega.data.released_template import has_template
 from r1mega.errors import UserError
 from r1mega.plugins import Host
 from r1mega.policy.hugging_face.config_json import is_half_precision
@@ -71,7 +73,12 @@ def convert(host: Host, target: Target, source: Path, folder: Path, overrides: S
     first = "model" if target == "megatron" else "base"
     written = [*held.merged(overrides), *(_conversation(held.folder, overrides) if target == "hf" else []), f"recipe=convert_{target}",
                f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}", f"stages.model.check_logits={'always' if logits else 'never'}"]
-    if code := runner.run(compose.compose_recipe(written, host), host):
+    try:
+        code = runner.run(compose.compose_recipe(written, host), host, report=False)
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)  # nothing in it outlasts the mistake
+        raise
+    if code:
         raise SystemExit(code)
     stage = RunFolder(work).stage("model")
     made = stage / "artifacts" / ("checkpoint" if target == "megatron" else "model")
@@ -87,7 +94,8 @@ def evaluate(host: Host, checkpoint: Path, overrides: Sequence[str]) -> Path:
     held = find(checkpoint)
     kind = ["stages.base.stage=import_hf"] if held.published else []
     name = f"eval_{held.folder.name}_{hashlib.sha256(str(held.folder).encode()).hexdigest()[:8]}"  # every artifact is called checkpoint
-    written = [f"output_dir={_quoted(Path('runs', name))}", *held.merged(overrides), "recipe=evaluate", *kind, f"stages.base.path={_quoted(held.folder)}"]
+    written = [f"output_dir={_quoted(Path('runs', name))}", *_asked_in(held, overrides), *held.merged(overrides), "recipe=evaluate", *kind,
+               f"stages.base.path={_quoted(held.folder)}"]
     recipe = compose.compose_recipe(written, host)
     if code := runner.run(recipe, host):
         raise SystemExit(code)
@@ -99,9 +107,26 @@ def _conversation(artifact: Path, overrides: Sequence[str]) -> list[str]:
     if any(text.startswith("template") for text in overrides):
         return []
     trained = template_of_run(artifact)
-    if trained is None:
-        return ["stages.model.conversation=source"]
-    return [f"template.{key}={_quoted(getattr(trained, key))}" for key in ("prompt", "response", "turn", "system")]
+    print(f"conversation: {'as the run trained it' if trained else 'as the release has it'} (template=NAME chooses another)")
+    return ["stages.model.conversation=source"] if trained is None else _spelled(trained)
+
+
+def _asked_in(held: Held, overrides: Sequence[str]) -> list[str]:
+    """The conversation in which a model is measured, unless the user says: its run's, else its release's, else the stage's own."""
+    if any(text.startswith("template") for text in overrides):
+        return []
+    tokens = held.folder if held.published else held.folder / "tokenizer"
+    trained = None if held.published else template_of_run(held.folder)
+    released = trained is None and has_template(tokens)
+    where = "as the run trained it" if trained else f"the chat template in {tokens}" if released else "the stage's default: the checkpoint states none"
+    print(f"conversation: {where} (template=NAME chooses another)")
+    if released:  # an opening of the reasoning stays in the prompt: the model is asked exactly as its template asks
+        return ["template=released", f"template.path={_quoted(tokens)}", "template.response='{response}'"]
+    return _spelled(trained) if trained else []
+
+
+def _spelled(template: TemplateConfig) -> list[str]:
+    return [f"template.{key}={_quoted(getattr(template, key))}" for key in ("prompt", "response", "turn", "system")]
 
 
 def _quoted(text: str | Path) -> str:

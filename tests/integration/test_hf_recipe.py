@@ -150,9 +150,9 @@ def test_a_folder_that_holds_nothing(work: Path) -> None:
 
 
 def _greedy(work: Path, checkpoint: str) -> dict[str, str]:
-    """Prompt -> completion of a few problems, by `r1mega eval`."""
+    """Prompt -> completion of a few problems, by `r1mega eval`, asked as the run, or the folder's chat template, does."""
     run = f"eval-{Path(checkpoint).name}"
-    done(work, "eval", checkpoint, "task=arithmetic", "template=zero_tiny", "precision=fp32", "rollout.max_tokens=24", "evaluation.max_problems=6",
+    done(work, "eval", checkpoint, "task=arithmetic", "precision=fp32", "rollout.max_tokens=24", "evaluation.max_problems=6",
          "evaluation.samples=1", "evaluation.temperature=0", f"output_dir={run}")
     file = work / run / "stages/score/current/rollouts/samples.jsonl"
     return {row["prompt"]: row["completion"] for row in map(json.loads, file.read_text().splitlines())}

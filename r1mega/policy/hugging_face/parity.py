@@ -98,6 +98,7 @@ def _transformers(folder: Path, wanted: str, device: torch.device) -> Any:
     except ImportError as error:
         raise UserError("comparing logits needs the transformers library, which is not installed: pip install 'r1mega[hf]', or check_logits=never") from error
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it did not find is judged below
     auto: Any = transformers.AutoModelForCausalLM if wanted.endswith("ForCausalLM") else transformers.AutoModelForSequenceClassification
     model, info = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
     if type(model).__name__ != wanted or info["missing_keys"] or info["mismatched_keys"]:

@@ -56,6 +56,7 @@ def write_shard(folder: Path, shard: Shard, read: Callable[[Unit], torch.Tensor]
             for name in (part.name, *part.copies):
                 tensors[name] = rows_of(whole, part)
     save_file(tensors, folder / shard.file, metadata={"format": "pt"})
+    files.share(folder / shard.file)
     files.sync(folder / shard.file)
 
 

@@ -48,11 +48,14 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         """Raises `DataError` for no whole safetensors file, `FileNotFoundError`."""
         try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError as error:
+            raise DataError(f"{path}: permission denied: this user may not read it") from error
+        try:
             with safe_open(path, framework="pt"):
-                self._descriptor = os.open(path, os.O_RDONLY)
+                pass
         except (SafetensorError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            os.close(self._descriptor)
             raise DataError(f"{path}: not a whole safetensors file: {error}") from error
         weakref.finalize(self, os.close, self._descriptor)
         self.path = path
