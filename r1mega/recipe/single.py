@@ -116,13 +116,11 @@ def _asked_in(held: Held, overrides: Sequence[str]) -> list[str]:
     if any(text.startswith("template") for text in overrides):
         return []
     tokens = held.folder if held.published else held.folder / "tokenizer"
-    trained = None if held.published else template_of_run(held.folder)
-    released = trained is None and has_template(tokens)
-    where = "as the run trained it" if trained else f"the chat template in {tokens}" if released else "the stage's default: the checkpoint states none"
-    print(f"conversation: {where} (template=NAME chooses another)")
-    if released:  # an opening of the reasoning stays in the prompt: the model is asked exactly as its template asks
-        return ["template=released", f"template.path={_quoted(tokens)}", "template.response='{response}'"]
-    return _spelled(trained) if trained else []
+    template, where = None if held.published else template_of_run(held.folder), "as the run trained it"
+    if template is None and has_template(tokens):  # an opening of the reasoning stays in the prompt: the model is asked exactly as its template asks
+        template, where = TemplateConfig(path=str(tokens), response="{response}"), f"the chat template in {tokens}"
+    print(f"conversation: {where if template else 'the default of the stage; the checkpoint states none'} (template=NAME chooses another)")
+    return _spelled(template) if template else []
 
 
 def _spelled(template: TemplateConfig) -> list[str]:
