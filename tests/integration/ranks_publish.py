@@ -9,6 +9,7 @@ import faulthandler
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.utils import nested_values
 from r1mega_plugins.models.deepseek_v3 import DEEPSEEK_V3
-from r1mega_plugins.models.qwen2 import QWEN2
+from r1mega_plugins.models.qwen3 import QWEN3
 from ranks_layouts import ARCHITECTURES, VOCAB
 
 from r1mega.config import OptimizerConfig, ParallelConfig, PrecisionConfig
@@ -27,13 +28,14 @@ from r1mega.policy.keys import model_state
 from r1mega.policy.policy import Policy
 from r1mega.recipe.worker import leave
 
-FAMILIES = {"deepseek": DEEPSEEK_V3, "tied-gqa": QWEN2}
+FAMILIES = {"deepseek": DEEPSEEK_V3, "tied-gqa": QWEN3}
+MODELS = ARCHITECTURES | {"tied-gqa": replace(ARCHITECTURES["tied-gqa"], add_qkv_bias=False)}  # no family has both, norms and biases
 BUCKET_BYTES = 20_000
 
 
 def build(model: str, parallel: ParallelConfig) -> Policy:
     """The same weights on every layout, with norms and biases that are not all one or zero."""
-    policy = Policy(ARCHITECTURES[model], vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=OptimizerConfig(),
+    policy = Policy(MODELS[model], vocab_size=VOCAB, parallel=parallel, precision=PrecisionConfig(), seed=5, optimizer=OptimizerConfig(),
                     training_steps=1)
     for shard in nested_values(model_state(policy)):
         if isinstance(shard, ShardedTensor) and shard.data.dim() == 1:

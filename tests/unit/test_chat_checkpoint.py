@@ -33,7 +33,7 @@ def artifact(tmp_path: Path) -> Path:
 def test_the_template_is_the_users_else_the_runs_else_none(artifact: Path) -> None:
     found = read_checkpoint(artifact, [], HOST)
     assert (found.template.prompt, found.architecture, found.vocab_size) == ("Q {question} A", ARCHITECTURE, 100)
-    assert "config.yaml" in found.template_source
+    assert found.template_source == "the one of the run that made it"
     assert read_checkpoint(artifact, ["template=zero_tiny"], HOST).template.prompt == "{question}\n"
     assert read_checkpoint(artifact, ["template.prompt='{question}?'", "template=zero_tiny"], HOST).template.prompt == "{question}?"
     assert read_checkpoint(artifact, ["precision=bf16"], HOST).precision.params_dtype == "bf16"  # type: ignore[union-attr]
@@ -49,7 +49,7 @@ def test_the_template_is_the_users_else_the_runs_else_none(artifact: Path) -> No
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
-    (["task=arithmetic"], "chat takes template=NAME, template.KEY=VALUE, tokenizer.KEY=VALUE and precision=NAME"),
+    (["task=arithmetic"], "chat takes template=NAME, template.KEY=VALUE, tokenizer.KEY=VALUE, precision=NAME and model.ignore"),
     (["template=zeroo"], "there is no template 'zeroo'. Did you mean 'zero'"),
     (["template.promt=x"], "template.promt: no such key. Did you mean 'prompt'"),
     (["template=released"], "template.path must name a folder"),
