@@ -66,7 +66,7 @@ def read(text: str, source: Source, said: str, hydra: Hydra) -> Override:
                 raise ConfigError(f"override '{text}': '{group}' is a config group; choose one of {', '.join(hydra.options(group))}")
             hydra.check_choice(group, str(value), f"override '{text}'")
     except ConfigError as error:
-        raise ConfigError(str(error) if source.user else f"{said}: {error}") from None
+        raise ConfigError(str(error).replace(f"override '{text}'", said) if source.user else f"{said}: {error}") from None
     return Override(text, parsed.get_key_element().lstrip("+~"), value, is_group, parsed.is_add() or parsed.is_force_add(), parsed.is_delete(),
                     source, said, group)
 

@@ -105,17 +105,19 @@ def collect_prompts(rows: Iterable[tuple[str, Mapping[str, Any] | BadRowError]],
     Raises one `DataError` that lists the first bad rows and counts the others.
     """
     prompts: list[Prompt] = []
-    bad: list[str] = []
+    bad: dict[str, list[str]] = {}  # what is wrong -> where
     for where, row in rows:
         try:
             if isinstance(row, BadRowError):
                 raise row
             prompts.append(convert(row))
         except BadRowError as error:
-            bad.append(f"{where}: {error}")
+            bad.setdefault(str(error), []).append(where)
     if bad:
-        more = f"; and {len(bad) - SHOWN} more malformed rows" if len(bad) > SHOWN else ""
-        raise DataError("; ".join(bad[:SHOWN]) + more)
+        count, told = sum(map(len, bad.values())), list(bad.items())[:SHOWN]
+        left = count - sum(len(places) for _, places in told)
+        shown = [f"{places[0]}{f' and {len(places) - 1} other rows' if len(places) > 1 else ''}: {error}" for error, places in told]
+        raise DataError("; ".join(shown) + (f"; and {left} more malformed rows" if left else ""))
     return prompts
 
 

@@ -11,7 +11,7 @@ from r1mega.policy.architecture import Architecture
 
 def _divides(what: str, value: int, by_name: str, by: int) -> None:
     if value % by:
-        fits = [n for n in range(1, by + 1) if value % n == 0]
+        fits = [n for n in range(1, min(value, max(64, by)) + 1) if value % n == 0]
         raise ConfigError(f"parallel.{by_name}={by} does not divide {what} ({value}); it may be one of {fits}")
 
 

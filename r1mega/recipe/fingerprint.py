@@ -80,7 +80,9 @@ def basis_of(node: GraphNode, inputs: Mapping[str, str], digest: Callable[[Path]
 def _contents(path: Path, digest: Callable[[Path], str]) -> str:
     if not path.is_dir():
         return digest(path)
-    return files.combined({item.relative_to(path).as_posix(): digest(item) for item in sorted(path.rglob("*")) if item.is_file()})
+    found = {item.relative_to(path): item for item in sorted(path.rglob("*")) if item.is_file()}
+    hidden = {name for name in found if any(part.startswith(".") for part in name.parts[:-1])}  # .cache, .git: nobody's content
+    return files.combined({name.as_posix(): digest(item) for name, item in found.items() if name not in hidden})
 
 
 def fingerprint(basis: Basis) -> str:
@@ -92,8 +94,8 @@ def explain(before: Basis, now: Basis) -> list[str]:
     """What changed between two bases, one phrase for each key, input, file or version."""
     changes = []
     if before["stage"] != now["stage"]:
-        changes.append(f"stage: {before['stage']} -> {now['stage']}")
-    elif before["version"] != now["version"]:
+        return [f"stage: {before['stage']} -> {now['stage']}"]  # whose settings are others altogether
+    if before["version"] != now["version"]:
         changes.append(f"version of stage {now['stage']}: {before['version']} -> {now['version']}")
     here, there = before.get("plugins", {}), now.get("plugins", {})
     changes += [f"version of {name}: {here[name]} -> {there[name]}" for name in _changed(here, there) if name in here and name in there]

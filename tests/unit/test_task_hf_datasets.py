@@ -51,7 +51,7 @@ def test_mistakes_are_named(folder):
     for settings, error, message in (
         ({}, ConfigError, r"task\.path is empty"),
         ({"path": str(folder), "test_split": "tests", **FIELDS}, ConfigError, r"task\.test_split: .* no split 'tests'\. Did you mean 'test'\?"),
-        ({"path": str(folder)}, DataError, r"\[train\]:1: no field 'question' \(task\.question_field\)"),
+        ({"path": str(folder)}, DataError, r"\[train\]:1 and 19 other rows: no field 'question' \(task\.question_field\)"),
     ):
         with pytest.raises(error, match=message):
             HfDatasets(HfDatasetsConfig(**settings))
