@@ -73,10 +73,12 @@ def convert(host: Host, target: Target, source: Path, folder: Path, overrides: S
     first = "model" if target == "megatron" else "base"
     written = [*held.merged(overrides), *(_conversation(held.folder, overrides) if target == "hf" else []), f"recipe=convert_{target}",
                f"output_dir={_quoted(work)}", f"stages.{first}.path={_quoted(held.folder)}", f"stages.model.check_logits={'always' if logits else 'never'}"]
+    begun = work.exists()  # by an interrupted conversion, or one that is running now
     try:
         code = runner.run(compose.compose_recipe(written, host), host, report=False)
     except UserError:
-        shutil.rmtree(work, ignore_errors=True)  # nothing in it outlasts the mistake
+        if not begun:
+            shutil.rmtree(work, ignore_errors=True)  # nothing in it outlasts the mistake
         raise
     if code:
         raise SystemExit(code)

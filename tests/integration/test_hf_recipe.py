@@ -141,6 +141,13 @@ def test_what_is_wrong_is_named(case: str, work: Path) -> None:
     assert process.returncode == 2, process.stdout[-2000:] + process.stderr[-2000:]
     assert all(part in last for part in told), last
     assert not (work / f"{case} made").exists()
+    assert not (work / f".{case} made.converting").exists()
+
+
+def test_a_mistake_leaves_what_another_conversion_has_begun(work: Path) -> None:
+    (begun := work / ".begun.converting/stages").mkdir(parents=True)
+    assert r1mega(work, "convert", "megatron", "model", "begun", "stages.model.no_such=1").returncode == 2
+    assert begun.is_dir()
 
 
 def test_a_folder_that_holds_nothing(work: Path) -> None:
